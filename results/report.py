@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +13,11 @@ from rich.table import Table
 from results import figures, tables
 from results.gather import curves, gather, manifest_of
 from results.record import CorruptFile, write_atomically
+from results.section import Gathered, Section
 from results.summary import notes, reasons, summarise, title
+
+# what follows the table of arms, in this order; None where there is nothing to say
+SECTIONS: tuple[Callable[[Gathered], Section | None], ...] = ()
 
 
 @dataclass
@@ -36,10 +41,9 @@ def write_report(runs: Path, study: str, out: Path) -> Report:
     remarks += [f"{arm['label']}: {arm['note']}." for arm in manifest.arms if arm["note"]]
     caption = f"{manifest.question} {title(metric)}, mean ± standard deviation over seeds."
     head = f"# {manifest.study}: {tables.escape_markdown(manifest.question)}"
-    page = [head, tables.markdown(summary, metric), *map(tables.escape_markdown, remarks)]
     below = [" ".join(sentences) for sentences in (why, remarks) if sentences]
     content = {
-        "table.md": ("\n\n".join(page) + "\n").encode(),
+        "table.md": b"",  # written last, named first
         "table.tex": tables.latex(summary, metric, caption, f"tab:{manifest.study}", below).encode(),
         "runs.csv": frame.to_csv(index=False).encode(),
         "runs.parquet": frame.to_parquet(index=False),
@@ -56,6 +60,18 @@ def write_report(runs: Path, study: str, out: Path) -> Report:
     }
     for name, figure in drawn.items():
         content |= {f"{name}.{kind}": figures.encode(figure, kind) for kind in ("png", "pdf")}
+    gathered = Gathered(runs, manifest, frame, summary)
+    sections = [section for make in SECTIONS if (section := make(gathered)) is not None]
+    for section in sections:
+        for name, figure in section.figures.items():
+            content |= {f"{name}.{kind}": figures.encode(figure, kind) for kind in ("png", "pdf")}
+        content |= {f"{name}.csv": printed.to_csv(index=False).encode() for name, printed in section.tables.items()}
+    page = [head, tables.markdown(summary, metric), *map(tables.escape_markdown, remarks)]
+    for section in sections:
+        page += [f"## {tables.escape_markdown(section.title)}", *map(tables.escape_markdown, section.text)]
+        page += [tables.plain_markdown(printed) for printed in section.tables.values()]
+        page += [f"![{name}]({name}.png)" for name in section.figures]
+    content["table.md"] = ("\n\n".join(page) + "\n").encode()
     folder = out / manifest.study
     for name, data in content.items():
         _write(folder / name, data)

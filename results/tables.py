@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import pandas as pd
@@ -42,10 +42,28 @@ def markdown(summary: pd.DataFrame, metric: str) -> str:
     printed = cells(summary, metric, escape_markdown, lambda text: f"**{text}**")
     if not summary["missing"].any():
         printed = printed.drop(columns="Note")
+    return _github(printed, RIGHT)
+
+
+def plain_markdown(table: pd.DataFrame) -> str:
+    """A section's table as it stands: text escaped, numbers at the right with four digits, nothing for NaN."""
+    right = [name for name in table.columns if pd.api.types.is_numeric_dtype(table[name])]
+    printed = pd.DataFrame(
+        {
+            str(name): [
+                "" if pd.isna(v) else f"{v:,.4g}" if isinstance(v, float) else escape_markdown(str(v)) for v in cells
+            ]
+            for name, cells in table.items()
+        }
+    )
+    return _github(printed, tuple(map(str, right)))
+
+
+def _github(printed: pd.DataFrame, right: Sequence[str]) -> str:
     columns = []
     for name in printed.columns:
         width = max(map(len, [name, *printed[name]]))
-        pad, rule = (str.rjust, "-" * (width - 1) + ":") if name in RIGHT else (str.ljust, ":" + "-" * (width - 1))
+        pad, rule = (str.rjust, "-" * (width - 1) + ":") if name in right else (str.ljust, ":" + "-" * (width - 1))
         columns.append([pad(text, width) for text in (name, rule, *printed[name])])
     return "\n".join(f"| {' | '.join(line)} |" for line in zip(*columns, strict=True))
 

@@ -11,6 +11,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 
 from results import figures
+from results.figures import style
 from results.summary import summarise
 
 MANY = [f"arm {i} of them" for i in range(20)]
@@ -68,7 +69,7 @@ def test_every_figure_is_drawn_for_one_or_many_arms_and_leaves_no_trace(
         figures.training_curves(evaluated(frame), summary, "test.accuracy"),
     ):
         assert figures.encode(figure, "png").startswith(b"\x89PNG")
-        assert figure.get_figwidth() in (figures.COLUMN, figures.PAGE)
+        assert figure.get_figwidth() in (style.COLUMN, style.PAGE)
         sizes = [float(text.get_fontsize()) for text in figure.findobj(matplotlib.text.Text) if text.get_text()]
         assert min(sizes) >= 7
     assert dict(matplotlib.rcParams) == before

@@ -1,14 +1,12 @@
 """What does a study look like: its arms, what they cost, how they learned?
 
-Each figure is a function of data to a matplotlib Figure, sized for a paper's column or page. The reference is
-black everywhere; the other arms have colours that colour-blind readers can tell apart, with markers beside.
+A study with many arms is shown in more panels, or closer, never cut in silence.
 """
 
 from __future__ import annotations
 
-import io
 import math
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable
 from textwrap import fill
 from typing import Any
 
@@ -19,24 +17,22 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter
 
+from results.figures.style import (
+    COLOURS,
+    COLUMN,
+    FEW,
+    GREY,
+    LONG,
+    MARKERS,
+    PAGE,
+    STYLE,
+    colours,
+    labels,
+    legend_below,
+    nothing,
+    say_absent,
+)
 from results.summary import UNITS, cost_unit, measured, scale, title
-
-COLUMN, PAGE = 3.35, 6.9  # inches
-GREY = "0.55"
-FEW = 8  # curves that can be told apart in one panel
-LONG = 28  # letters of a label that leave a column room for its figure
-# seaborn's colour-blind palette without its pale and grey ones; 7 colours and 8 markers give 56 distinct pairs.
-COLOURS = [sns.color_palette("colorblind")[i] for i in (0, 1, 2, 3, 4, 5, 9)]
-MARKERS = "os^DvPX<"
-STYLE = {
-    **sns.axes_style("ticks"),
-    "font.size": 8, "axes.labelsize": 8, "axes.titlesize": 7, "xtick.labelsize": 7, "ytick.labelsize": 7,
-    "legend.fontsize": 7, "legend.frameon": False, "lines.linewidth": 1.0, "lines.markersize": 5,
-    "axes.linewidth": 0.6, "xtick.major.width": 0.6, "ytick.major.width": 0.6, "xtick.minor.width": 0.4,
-    "xtick.major.size": 3, "ytick.major.size": 3, "xtick.minor.size": 2, "grid.color": "0.9", "grid.linewidth": 0.5,
-    "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True,
-    "text.parse_math": False,  # an arm may have a dollar sign in its name
-}  # fmt: skip
 
 
 def arms(frame: pd.DataFrame, summary: pd.DataFrame, metric: str) -> Figure:
@@ -44,12 +40,12 @@ def arms(frame: pd.DataFrame, summary: pd.DataFrame, metric: str) -> Figure:
 
     Where a few arms lie so far off that the others cannot be told apart, a second panel looks closer at these.
     """
-    labels, means = _labels(summary), summary["mean"] * scale(metric)
+    names, means = labels(summary), summary["mean"] * scale(metric)
     values = measured(frame, metric) * scale(metric)
     near = _crowd(means)
-    width = COLUMN if near.all() and max(map(len, labels)) <= LONG else PAGE
+    width = COLUMN if near.all() and max(map(len, names)) <= LONG else PAGE
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(width, 0.5 + 0.17 * len(labels)), layout="constrained")
+        figure = Figure(figsize=(width, 0.5 + 0.17 * len(names)), layout="constrained")
         panels = figure.subplots(1, 1 if near.all() else 2, sharey=True, squeeze=False)[0]
         for axes in panels:
             for height, name, black in zip(summary.index, summary["arm"], summary["is_reference"], strict=True):
@@ -62,8 +58,8 @@ def arms(frame: pd.DataFrame, summary: pd.DataFrame, metric: str) -> Figure:
             axes.tick_params(axis="y", length=0)
             axes.grid(axis="x")
             axes.set_xlabel(title(metric))
-        panels[0].set_yticks(range(len(labels)), labels)
-        panels[0].set_ylim(len(labels) - 0.5, -0.5)
+        panels[0].set_yticks(range(len(names)), names)
+        panels[0].set_ylim(len(names) - 0.5, -0.5)
         left = panels[0].get_yaxis_transform()  # x in parts of the axes, y in data
         for height in summary.index[means.isna()]:
             panels[0].text(0.02, height, "no result", color=GREY, fontsize=7, va="center", transform=left)
@@ -81,16 +77,16 @@ def accuracy_against_cost(summary: pd.DataFrame, metric: str) -> Figure:
     """Every arm's mean and sd over its multiply-adds per example; a second panel as in `arms`."""
     known = summary["mean"].notna() & (summary["gmac"] > 0)
     if not known.any():
-        return _say_absent(_nothing(), summary["arm"], "without a result or a cost")
+        return say_absent(nothing(), summary["arm"], "without a result or a cost")
     unit = cost_unit(summary["gmac"])
     points = pd.DataFrame(
         {
             "x": summary["gmac"] * UNITS[unit],
             "y": summary["mean"] * scale(metric),
             "spread": summary["sd"] * scale(metric),
-            "label": _labels(summary),
+            "label": labels(summary),
             "is_reference": summary["is_reference"],
-            "colour": _colours(summary),
+            "colour": colours(summary),
         }
     )[known]
     near = _crowd(points["y"])
@@ -108,10 +104,10 @@ def accuracy_against_cost(summary: pd.DataFrame, metric: str) -> Figure:
         if not near.all():
             panels[1].set_ylabel(f"{title(metric)}, closer")
         if few:
-            _legend_below(figure)
+            legend_below(figure)
         else:
             figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right upper")
-    return _say_absent(figure, summary["arm"][~known], "without a result or a cost")
+    return say_absent(figure, summary["arm"][~known], "without a result or a cost")
 
 
 def training_curves(evaluations: pd.DataFrame, summary: pd.DataFrame, metric: str) -> Figure:
@@ -122,20 +118,12 @@ def training_curves(evaluations: pd.DataFrame, summary: pd.DataFrame, metric: st
     shown = summary["arm"].isin(evaluations["arm"])
     with matplotlib.rc_context(STYLE):
         if not shown.any():
-            figure = _nothing()
+            figure = nothing()
         elif shown.sum() <= FEW:
             figure = _curves_together(evaluations, summary[shown], column)
         else:
             figure = _curves_apart(evaluations, summary[shown & ~summary["is_reference"]], column)
-    return _say_absent(figure, summary["arm"][~shown], "without a curve")
-
-
-def encode(figure: Figure, kind: str) -> bytes:
-    """The figure as a file of this kind ("png", "pdf"), the same bytes each time; text in a pdf stays text."""
-    file = io.BytesIO()
-    with matplotlib.rc_context({"pdf.fonttype": 42}):
-        figure.savefig(file, format=kind, dpi=300, metadata={"CreationDate": None} if kind == "pdf" else {})
-    return file.getvalue()
+    return say_absent(figure, summary["arm"][~shown], "without a curve")
 
 
 def _crowd(means: pd.Series) -> pd.Series:
@@ -173,10 +161,10 @@ def _choose_cost_axis(axes: Axes, costs: pd.Series) -> None:
 def _curves_together(evaluations: pd.DataFrame, shown: pd.DataFrame, column: str) -> Figure:
     figure = Figure(figsize=(COLUMN, 2.3 + 0.07 * len(shown)), layout="constrained")
     axes = figure.subplots()
-    for name, label, colour in zip(shown["arm"], _labels(shown), _colours(shown), strict=True):
+    for name, label, colour in zip(shown["arm"], labels(shown), colours(shown), strict=True):
         _draw_curve(axes, evaluations[evaluations["arm"] == name], column, colour, label)
     axes.set(xlabel="Step", ylabel=title(column.replace("_", ".", 1)))
-    _legend_below(figure)
+    legend_below(figure)
     return figure
 
 
@@ -203,36 +191,3 @@ def _draw_curve(axes: Axes, evaluations: pd.DataFrame, column: str, colour: Any,
     axes.yaxis.set_major_locator(MaxNLocator(5, steps=(1, 2, 5, 10)))
     axes.grid(True)
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-
-
-def _labels(summary: pd.DataFrame) -> list[str]:
-    rows = zip(summary["arm"], summary["is_reference"], strict=True)
-    return [f"{name} (reference)" if is_reference else name for name, is_reference in rows]
-
-
-def _colours(summary: pd.DataFrame) -> list[Any]:
-    """Black for a reference that is the only one, else an arm's own by its place in the study."""
-    black = summary["is_reference"] & (summary["reference"].nunique() == 1)
-    return ["black" if black[index] else COLOURS[index % len(COLOURS)] for index in summary.index]
-
-
-def _legend_below(figure: Figure) -> None:
-    """In two columns, if its labels are short enough for that."""
-    handles, labels = figure.axes[0].get_legend_handles_labels()
-    columns = 2 if max(map(len, labels)) <= LONG * 2 / 3 else 1
-    figure.legend(handles, labels, loc="outside lower center", ncols=columns)
-
-
-def _nothing() -> Figure:
-    return Figure(figsize=(COLUMN, 0.2), layout="constrained")
-
-
-def _say_absent(figure: Figure, names: Iterable[str], why: str) -> Figure:
-    """What a figure cannot show, it says, in a strip of its own on top: labels and legends never reach there."""
-    if listed := ", ".join(names):
-        text = fill(f"Not shown, {why}: {listed}", width=int(figure.get_figwidth() * 18))
-        drawn, strip = figure.get_figheight(), 0.14 * len(text.splitlines())
-        figure.set_figheight(drawn + strip)
-        figure.set_layout_engine("constrained", rect=(0, 0, 1, drawn / (drawn + strip)))
-        figure.text(0.01, 0.99, text, fontsize=7, color=GREY, va="top", parse_math=False)
-    return figure

@@ -1,0 +1,75 @@
+"""How does every figure look? Sizes, colours, fonts; labels and legends that all of them share.
+
+Each figure is a function of data to a matplotlib Figure, sized for a paper's column or page. The reference is
+black everywhere; the other arms have colours that colour-blind readers can tell apart, with markers beside.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable
+from textwrap import fill
+from typing import Any
+
+import matplotlib
+import pandas as pd
+import seaborn as sns
+from matplotlib.figure import Figure
+
+COLUMN, PAGE = 3.35, 6.9  # inches
+GREY = "0.55"
+FEW = 8  # curves that can be told apart in one panel
+LONG = 28  # letters of a label that leave a column room for its figure
+# seaborn's colour-blind palette without its pale and grey ones; 7 colours and 8 markers give 56 distinct pairs.
+COLOURS = [sns.color_palette("colorblind")[i] for i in (0, 1, 2, 3, 4, 5, 9)]
+MARKERS = "os^DvPX<"
+STYLE = {
+    **sns.axes_style("ticks"),
+    "font.size": 8, "axes.labelsize": 8, "axes.titlesize": 7, "xtick.labelsize": 7, "ytick.labelsize": 7,
+    "legend.fontsize": 7, "legend.frameon": False, "lines.linewidth": 1.0, "lines.markersize": 5,
+    "axes.linewidth": 0.6, "xtick.major.width": 0.6, "ytick.major.width": 0.6, "xtick.minor.width": 0.4,
+    "xtick.major.size": 3, "ytick.major.size": 3, "xtick.minor.size": 2, "grid.color": "0.9", "grid.linewidth": 0.5,
+    "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True,
+    "text.parse_math": False,  # an arm may have a dollar sign in its name
+}  # fmt: skip
+
+
+def encode(figure: Figure, kind: str) -> bytes:
+    """The figure as a file of this kind ("png", "pdf"), the same bytes each time; text in a pdf stays text."""
+    file = io.BytesIO()
+    with matplotlib.rc_context({"pdf.fonttype": 42}):
+        figure.savefig(file, format=kind, dpi=300, metadata={"CreationDate": None} if kind == "pdf" else {})
+    return file.getvalue()
+
+
+def labels(summary: pd.DataFrame) -> list[str]:
+    rows = zip(summary["arm"], summary["is_reference"], strict=True)
+    return [f"{name} (reference)" if is_reference else name for name, is_reference in rows]
+
+
+def colours(summary: pd.DataFrame) -> list[Any]:
+    """Black for a reference that is the only one, else an arm's own by its place in the study."""
+    black = summary["is_reference"] & (summary["reference"].nunique() == 1)
+    return ["black" if black[index] else COLOURS[index % len(COLOURS)] for index in summary.index]
+
+
+def legend_below(figure: Figure) -> None:
+    """In two columns, if its labels are short enough for that."""
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    columns = 2 if max(map(len, labels)) <= LONG * 2 / 3 else 1
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns)
+
+
+def nothing() -> Figure:
+    return Figure(figsize=(COLUMN, 0.2), layout="constrained")
+
+
+def say_absent(figure: Figure, names: Iterable[str], why: str) -> Figure:
+    """What a figure cannot show, it says, in a strip of its own on top: labels and legends never reach there."""
+    if listed := ", ".join(names):
+        text = fill(f"Not shown, {why}: {listed}", width=int(figure.get_figwidth() * 18))
+        drawn, strip = figure.get_figheight(), 0.14 * len(text.splitlines())
+        figure.set_figheight(drawn + strip)
+        figure.set_layout_engine("constrained", rect=(0, 0, 1, drawn / (drawn + strip)))
+        figure.text(0.01, 0.99, text, fontsize=7, color=GREY, va="top", parse_math=False)
+    return figure

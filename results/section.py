@@ -1,0 +1,35 @@
+"""What is a report made of? Sections: each says something in words, tables and figures, and knows no file format."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from results.record import Manifest
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """A study as its files tell it: what a section is made from. `frame` has one row a cell, `summary` one an arm."""
+
+    runs: Path
+    manifest: Manifest
+    frame: pd.DataFrame
+    summary: pd.DataFrame
+
+
+@dataclass
+class Section:
+    """One part of a report. `tables` and `figures` are keyed by the stem of the file they are written to.
+
+    `text` is paragraphs of plain text. A table holds plain cells (numbers or text) in the columns that are
+    printed; it is written as CSV and shown in Markdown and HTML.
+    """
+
+    title: str
+    text: list[str] = field(default_factory=list)
+    tables: dict[str, pd.DataFrame] = field(default_factory=dict)
+    figures: dict[str, Figure] = field(default_factory=dict)
