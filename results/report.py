@@ -12,6 +12,7 @@ from rich.table import Table
 
 from results import figures, tables
 from results.gather import curves, gather, manifest_of
+from results.page import page as html_page
 from results.record import CorruptFile, write_atomically
 from results.section import Gathered, Section
 from results.summary import notes, reasons, summarise, title
@@ -73,6 +74,7 @@ def write_report(runs: Path, study: str, out: Path) -> Report:
         page += [f"![{name}]({name}.png)" for name in section.figures]
     content["table.md"] = ("\n\n".join(page) + "\n").encode()
     folder = out / manifest.study
+    content["report.html"] = html_page(gathered, folder, why, remarks, drawn, sections).encode()
     for name, data in content.items():
         _write(folder / name, data)
     table = tables.terminal(summary, metric, manifest.question)

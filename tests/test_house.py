@@ -35,7 +35,7 @@ OWNERS = {
     "optuna": ("studies/search.py", "results/importance.py"),
     "submitit": ("studies/executors.py", "studies/slurm.py"),
     "seaborn": ("results/figures",),
-    "matplotlib": ("results/figures", "results/section.py"),
+    "matplotlib": ("results/figures", "results/section.py", "results/page.py"),
 }
 # the command line hands over to what reads the files, and imports it only then
 LAZY = {("studies/__main__.py", "results.report"), ("studies/__main__.py", "results.gather")}

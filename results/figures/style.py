@@ -35,10 +35,11 @@ STYLE = {
 
 
 def encode(figure: Figure, kind: str) -> bytes:
-    """The figure as a file of this kind ("png", "pdf"), the same bytes each time; text in a pdf stays text."""
+    """The figure as a file of this kind ("png", "pdf", "svg"), the same bytes each time; text in a pdf stays text."""
     file = io.BytesIO()
-    with matplotlib.rc_context({"pdf.fonttype": 42}):
-        figure.savefig(file, format=kind, dpi=300, metadata={"CreationDate": None} if kind == "pdf" else {})
+    undated = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}
+    with matplotlib.rc_context({"pdf.fonttype": 42, "svg.hashsalt": "ldn"}):
+        figure.savefig(file, format=kind, dpi=300, metadata=undated.get(kind, {}))
     return file.getvalue()
 
 

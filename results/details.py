@@ -1,0 +1,98 @@
+"""What is known of each run beyond its row: spec, attempts, traceback, curve, and the files it left?
+
+It is made for a page that holds thousands of runs. So all is text, printed once here; and a text that many runs
+share (a task's settings, a device's description) is stored once, in `pool`, and named by its place there.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from results.record import CorruptFile, read_json, run_folder
+
+CURVE_ROWS = 200_000  # evaluations that all curves together may have in a page, but never less than FEWEST a run
+FEWEST = 20
+TIMES = ("started", "seconds")  # what no two attempts share
+
+
+class Pool(dict[str, int]):
+    """Texts by their place."""
+
+    def add(self, text: str) -> int:
+        return self.setdefault(text, len(self))
+
+
+def details(runs: Path, frame: pd.DataFrame) -> dict[str, Any]:
+    """`details`, a list of one object a row of `frame`, and the `pool` of texts that these name by number."""
+    pool = Pool()
+    rows = max(FEWEST, CURVE_ROWS // max(1, len(frame)))
+    found = [_details(run_folder(runs, run_id), rows, pool) for run_id in frame["run_id"]]
+    return {"details": found, "pool": list(pool)}
+
+
+def _details(folder: Path, rows: int, pool: Pool) -> dict[str, Any]:
+    try:
+        names = sorted(entry.name for entry in os.scandir(folder) if not entry.name.startswith("."))
+    except FileNotFoundError:
+        return {}
+    found: dict[str, Any] = {"files": pool.add("\n".join(names))} if names else {}
+    if "curve.csv" in names:
+        found["curve"], found["evaluations"] = _curve(folder / "curve.csv", rows)
+    try:
+        record = read_json(folder / "record.json", "")
+    except CorruptFile:  # its row says so
+        return found
+    return found | _of_record(record, pool) if record else found
+
+
+def _of_record(record: dict[str, Any], pool: Pool) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    # A field's text is shared, for most runs of a study have most fields in common.
+    found["spec"] = [pool.add(f"{_text(name)}: {_indented(value)}") for name, value in record.get("spec", {}).items()]
+    found["metrics"] = [
+        [f"{split}.{name}", _number(value)]
+        for split, metrics in record.get("metrics", {}).items() if isinstance(metrics, dict)
+        for name, value in metrics.items()
+    ]  # fmt: skip
+    found["attempts"] = [_attempt(attempt, pool) for attempt in record.get("attempts", [])]
+    facts = {name: record[name] for name in ("cost", "data") if record.get(name)}
+    found["facts"] = [pool.add(f"{_text(name)}: {_indented(value)}") for name, value in facts.items()]
+    found["end"] = [f"{record.get('steps', 0)}", f"{record.get('best_step', 0)}", record.get("weights_hash", "")]
+    if record.get("traceback"):
+        found["traceback"] = pool.add(record["traceback"])
+    return found
+
+
+def _attempt(attempt: dict[str, Any], pool: Pool) -> list[Any]:
+    """When it was started (UTC), how many seconds it took, and everything else of it."""
+    started, seconds = (attempt.get(name) for name in TIMES)
+    when = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(started)) if isinstance(started, int | float) else ""
+    others = {name: value for name, value in attempt.items() if name not in TIMES}
+    return [when, "" if seconds is None else f"{seconds:,.1f}", pool.add(json.dumps(others)[1:-1])]
+
+
+def _curve(path: Path, rows: int) -> tuple[str, int]:
+    """The file's text, thinned evenly to so many rows (the last one stays); and how many evaluations it has."""
+    head, *lines = path.read_text(errors="replace").rstrip("\n").split("\n")
+    if len(lines) <= rows:
+        return "\n".join([head, *lines]), len(lines)
+    kept = [lines[round(i * (len(lines) - 1) / (rows - 1))] for i in range(rows)]
+    return "\n".join([head, *kept]), len(lines)
+
+
+def _indented(value: Any) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False).replace("\n", "\n  ")
+
+
+def _text(name: str) -> str:
+    return json.dumps(name, ensure_ascii=False)
+
+
+def _number(value: Any) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else json.dumps(value)

@@ -1,0 +1,208 @@
+"""How does a study look in a browser? One HTML file: its tables sort, its figures are in it, every run opens.
+
+The page asks nothing of a network and works from a file. Its tables hold the same cells as the Markdown and the LaTeX.
+What is known of each run lies in it as compact JSON and is drawn when a reader opens the run.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import math
+import os
+import re
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import jinja2
+import pandas as pd
+from markupsafe import Markup, escape
+from matplotlib.figure import Figure
+
+from results import figures as drawing
+from results import tables
+from results.details import details
+from results.section import Gathered, Section
+from results.summary import UNITS, measured, scale, title
+
+VECTOR_UP_TO = 300_000  # bytes; a larger drawing is quicker to show as pixels
+PIXELS_PER_INCH = 120  # a figure's eight-point letters are then as large as the page's small ones
+CAPTIONS = {
+    "arms": "Every arm: its seeds (dots), mean (tick) and standard deviation (bar); the reference's mean as a line.",
+    "accuracy_against_cost": "What each arm reaches, over its multiply-adds per example.",
+    "training_curves": "Validation while training: mean and standard deviation of the seeds.",
+}
+SORTED_BY = {
+    "Δ [95% interval]": "difference",
+    "Params": "params",
+    "Params (M)": "params",
+    **dict.fromkeys(UNITS, "gmac"),
+}
+
+
+def page(
+    gathered: Gathered,
+    folder: Path,
+    missing: Sequence[str],
+    notes: Sequence[str],
+    figures: Mapping[str, Figure],
+    sections: Sequence[Section],
+) -> str:
+    """The report of a study as one HTML document, made to lie in `folder`: from there it links to the runs' files.
+
+    `missing` says why runs are missing, `notes` what a reader of the table must know, as in the other reports.
+    """
+    manifest = gathered.manifest
+    shown = [(section, [image(name, drawn) for name, drawn in section.figures.items()]) for section in sections]
+    island = runs_of(gathered) | details(gathered.runs, gathered.frame)
+    island["folder"] = quote(os.path.relpath(gathered.runs, folder))
+    templates = files("results") / "templates"
+    script = (templates / "page.js").read_text()
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    environment.filters["columns"] = columns
+    return environment.from_string((templates / "page.html").read_text()).render(
+        manifest=manifest,
+        arms=arms_table(gathered.summary, manifest.metric),
+        missing=missing,
+        notes=notes,
+        figures=[image(name, drawn) for name, drawn in figures.items()],
+        sections=shown,
+        done=int((gathered.frame["status"] == "done").sum()),
+        total=len(gathered.frame),
+        style=(templates / "page.css").read_text(),
+        script=script,
+        allowed=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        island=embedded(island),
+    )
+
+
+def embedded(plain: Any) -> str:
+    """JSON that may stand in a script element: no "<" is left in it that could end the element."""
+    text = json.dumps(plain, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    return text.replace("<", "\\u003c")
+
+
+def image(name: str, figure: Figure) -> dict[str, Any]:
+    """A figure for an img element: vectors where they are few, else pixels; `width` in pixels of the page."""
+    kind, data = "svg+xml", drawing.encode(figure, "svg")
+    if len(data) > VECTOR_UP_TO:
+        kind, data = "png", drawing.encode(figure, "png")
+    source = f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+    caption = CAPTIONS.get(name, name.replace("_", " ").capitalize() + ".")
+    return {"name": name, "caption": caption, "source": source, "width": round(figure.get_figwidth() * PIXELS_PER_INCH)}
+
+
+def arms_table(summary: pd.DataFrame, metric: str) -> list[dict[str, Any]]:
+    """The cells of the other reports' table; a column sorts by the value behind it, not by what is printed."""
+    printed = tables.cells(summary, metric, lambda text: str(escape(text)), lambda text: f"<strong>{text}</strong>")
+    if not summary["missing"].any():
+        printed = printed.drop(columns="Note", errors="ignore")
+    behind = SORTED_BY | {title(metric): "mean"}
+    columns = []
+    for name, cells in printed.items():
+        texts = [Markup(text) for text in cells]
+        if name == "Arm":
+            keys: list[Any] = list(summary["arm"])
+        elif (source := behind.get(str(name))) in summary:
+            keys = [_key(value) for value in summary[source]]
+        else:
+            keys = [_printed_key(text.striptags()) for text in texts]
+        columns.append({"name": name, "right": name in tables.RIGHT, "cells": list(zip(keys, texts, strict=True))})
+    return columns
+
+
+def columns(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """A section's table: numbers at the right with four digits, nothing for NaN."""
+    columns = []
+    for name, cells in table.items():
+        numeric = pd.api.types.is_numeric_dtype(table[name])
+        keys = [_key(value) if numeric else _printed_key(_printed(value)) for value in cells]
+        columns.append(
+            {"name": str(name), "right": numeric, "cells": list(zip(keys, map(_printed, cells), strict=True))}
+        )
+    return columns
+
+
+def runs_of(gathered: Gathered) -> dict[str, Any]:
+    """One row a run for the table of all runs; a text that many runs share is stored once, by its place in `texts`."""
+    frame, metric = gathered.frame, gathered.manifest.metric
+    texts: dict[str, int] = {}
+
+    def shared(column: str) -> list[int]:
+        values = frame[column].astype(object) if column in frame else pd.Series("", frame.index, dtype=object)
+        return [texts.setdefault("" if pd.isna(v) else str(v), len(texts)) for v in values]
+
+    def numbers(column: str, factor: float = 1) -> list[float | str | None]:
+        return [_key(v * factor) for v in frame[column]] if column in frame else [None] * len(frame)
+
+    valid = f"valid.{metric.partition('.')[2]}"
+    rows = zip(
+        shared("arm"),
+        [str(seed) for seed in frame["seed"]],
+        shared("status"),
+        [_key(value) for value in measured(frame, metric) * scale(metric)],
+        numbers(valid, scale(metric)),
+        numbers("cost.params"),
+        numbers("cost.gmac"),
+        numbers("env.seconds"),
+        shared("env.device"),
+        shared("env.commit"),
+        list(frame["run_id"]),
+        shared("reason"),
+        strict=True,
+    )
+    head = [
+        "Arm",
+        "Seed",
+        "Status",
+        title(metric),
+        title(valid),
+        "Params",
+        "GMAC",
+        "Seconds",
+        "Device",
+        "Commit",
+        "Run",
+    ]
+    arms = {
+        arm["label"]: {
+            "reference": arm["reference"],
+            "note": arm["note"],
+            "changes": [[path, *map(_plain, pair)] for path, pair in arm["changes"].items()],
+        }
+        for arm in gathered.manifest.arms
+    }
+    return {"head": head, "rows": list(rows), "texts": list(texts), "arms": arms}
+
+
+def _plain(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _key(value: Any) -> float | str | None:
+    """A number as JSON can hold it: None for NaN, infinities as the text that JavaScript reads as such."""
+    if pd.isna(value):
+        return None
+    number = float(value)
+    return f"{number:.12g}".replace("inf", "Infinity") if math.isinf(number) else float(f"{number:.12g}")
+
+
+def _printed(value: Any) -> str:
+    if pd.isna(value):
+        return ""
+    return f"{value:,.4g}" if isinstance(value, float) else str(value)
+
+
+def _printed_key(text: str) -> float | str | None:
+    """The number a cell begins with, as in "1.2 ± 0.1" or "3/5"; else its text; None where it says nothing."""
+    text = text.strip().lstrip(tables.FIGURE_SPACE)
+    if text in ("", tables.DASH):
+        return None
+    found = re.match(r"[+−-]?\d[\d,]*\.?\d*(e[+-]?\d+)?(?![\w.])", text)
+    return float(found[0].replace("−", "-").replace(",", "")) if found else text
