@@ -185,7 +185,7 @@ def test_a_failed_run_shows_its_traceback_and_a_diverged_one_its_reason(page: sy
     page.get_by_role("searchbox").fill("diverged")
     page.locator("#all tbody button").first.click()
     text = page.locator(".sheet").first.inner_text()
-    assert "diverged: loss" in text and re.search(r"optim.lr\s+1e\+30", text)
+    assert "diverged: the loss is no longer finite" in text and re.search(r"optim.lr\s+1e\+30", text)
 
 
 def test_a_run_has_an_address_of_its_own(page: sync_api.Page, runs: Path) -> None:
@@ -201,11 +201,13 @@ def test_nothing_is_wider_than_a_phone(page: sync_api.Page) -> None:
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
 
 
-def test_figures_are_in_the_file_and_the_file_is_the_same_each_time(page: sync_api.Page, runs: Path) -> None:
+def test_figures_are_in_the_file_and_the_file_is_the_same_each_time(
+    page: sync_api.Page, runs: Path, report: Path
+) -> None:
     loaded = page.locator("figure img").evaluate_all("images => images.map(image => image.naturalWidth > 0)")
     assert loaded == [True] * 3
-    written = [write_report(runs, "mine", runs.parent / name / "mine").folder / "report.html" for name in "ab"]
-    assert written[0].read_bytes() == written[1].read_bytes()
+    again = write_report(runs, "mine", runs.parent / "again").folder / "report.html"
+    assert again.read_bytes() == report.read_bytes()
 
 
 def test_many_runs_are_shown_a_page_at_a_time_and_sections_have_their_tables(
