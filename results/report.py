@@ -39,6 +39,7 @@ def write_report(runs: Path, study: str, out: Path) -> Report:
     summary = summarise(frame, metric, manifest.direction)
     why, remarks = reasons(summary), notes(frame)
     remarks += [f"{arm['label']}: {arm['note']}." for arm in manifest.arms if arm["note"]]
+    remarks += manifest.notes
     caption = f"{manifest.question} {title(metric)}, mean ± standard deviation over seeds."
     head = f"# {manifest.study}: {tables.escape_markdown(manifest.question)}"
     below = [" ".join(sentences) for sentences in (why, remarks) if sentences]
