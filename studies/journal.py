@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +17,14 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
 Direction = Literal["maximize", "minimize"]
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """What Optuna calls experimental is so in name only: the versions in use are pinned."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        yield
 
 
 class Journal:
@@ -44,8 +53,7 @@ class Journal:
             if not last.endswith(b"\n"):
                 raise ValueError(f"{self.path} ends in half a line")
             json.loads(last)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        with quiet():
             storage = JournalStorage(JournalFileBackend(str(self.path)))
         for study in storage.get_all_studies():
             storage.get_all_trials(study._study_id, deepcopy=False)

@@ -8,7 +8,6 @@ up first and run only where they have no record; so a driver may be killed at an
 from __future__ import annotations
 
 import dataclasses
-import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,7 +23,7 @@ from optuna.trial import TrialState, create_trial
 
 from results.record import RunRecord, TuningRecord, read_record, read_tuning, run_folder, study_folder, write_tuning
 from studies.checkpoint import read_curve
-from studies.journal import Direction, Journal
+from studies.journal import Direction, Journal, quiet
 from studies.provenance import commit
 from studies.spec import field_value
 from studies.study import Arm, Cell, Study
@@ -105,7 +104,8 @@ class ArmSearch:
         pruner = _pruner(tuning, arm.spec.budget.evaluations)
         self.study = journal.study(f"{name}: {self.label}", directions, pruner=pruner)
         if self.study.user_attrs.get("asked for") != self.asked_for:
-            self.study.set_metric_names(list(tuning.objectives))
+            with quiet():
+                self.study.set_metric_names(list(tuning.objectives))
             self.study.set_user_attr("asked for", self.asked_for)
 
     def restore(self, listed: Sequence[dict[str, Any]], runs: Path) -> list[Trial]:
@@ -147,8 +147,7 @@ class ArmSearch:
         # seeded by the trial's number, the search goes on after a restart as it would have, and every arm begins
         # with the same draws
         state = np.random.SeedSequence([*self.tuning.seeds, len(self.trials)]).generate_state(1)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        with quiet():
             self.study.sampler = TPESampler(
                 seed=int(state[0]), n_startup_trials=min(RANDOM, -(-self.wanted // 2)), constant_liar=True
             )
