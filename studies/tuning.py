@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -122,8 +123,8 @@ def refuse_misfit(tuning: Tuning, study: Study, specs: Sequence[RunSpec]) -> Non
         if not having:
             field_value(specs[0], path)  # raises, listing the known fields
         for spec in having:
-            for value in domain[:2] if is_range(domain) else domain:
-                with_field(spec, path, value)
+            for value in _samples(domain):
+                _refuse_value(spec, path, value, tuning.space)
 
 
 def measured(records: Sequence[RunRecord]) -> dict[str, float]:
@@ -232,6 +233,24 @@ def _refuse_domain(path: str, domain: Sequence[Any]) -> None:
         raise ValueError(f"{form}, with low < high")
     if scale == "log" and low <= 0:
         raise ValueError(f"Tuning.space[{path!r}] is on a log scale, so it must begin above 0, not at {low!r}")
+
+
+def _samples(domain: Sequence[Any]) -> Sequence[Any]:
+    """The ends of a range, or all choices."""
+    return domain[:2] if is_range(domain) else domain
+
+
+def _refuse_value(spec: RunSpec, path: str, value: Any, space: Mapping[str, Sequence[Any]]) -> None:
+    """Raise ValueError for a value that the arm cannot have, neither as it is nor with another field changed."""
+    try:
+        with_field(spec, path, value)
+    except ValueError:
+        for other, domain in searched(spec, space).items():
+            for beside in _samples(domain) if other != path else ():
+                with suppress(ValueError):
+                    with_field(with_field(spec, other, beside), path, value)
+                    return
+        raise
 
 
 def _has(spec: RunSpec, path: str) -> bool:

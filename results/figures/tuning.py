@@ -40,7 +40,7 @@ def slices(trials: pd.DataFrame, objective: str, path: str) -> Figure:
     absent = [arm for arm in trials["arm"].cat.categories if arm not in names]
     if not names:
         return say_absent(nothing(), absent, f"without trials over {path}")
-    across = min(len(names), 3 if len(names) <= 9 else 5)
+    across = len(names) if len(names) <= 5 else 3 if len(names) <= 9 else 5
     high = math.ceil(len(names) / across)
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(PAGE if across > 2 else COLUMN, 0.5 + 1.25 * high), layout="constrained")
@@ -83,7 +83,7 @@ def front(trials: pd.DataFrame, objective: str, cost: str) -> Figure:
             # a step: what lies between two points of the front is not known to be reached
             axes.plot(x[best], y[best], drawstyle="steps-post", markersize=4.5, markeredgecolor="white",
                       markeredgewidth=0.4, label=name, **style)  # fmt: skip
-        _choose_axis(axes, done[cost] * factor)
+        _choose_axis(axes, done[cost] * factor, near=300)
         axes.grid(True)
         axes.set(xlabel=label, ylabel=title(objective))
         if few:
@@ -109,10 +109,10 @@ def _cost_axis(cost: str, values: pd.Series) -> tuple[str, float]:
     return ("Parameters", 1.0) if cost == "cost.params" else ("Training time of a run (s)", 1.0)
 
 
-def _choose_axis(axes: Axes, values: pd.Series) -> None:
+def _choose_axis(axes: Axes, values: pd.Series, near: float = 30) -> None:
     if (values > 0).all() and values.max() > WIDE * values.min():
         axes.set_xscale("log")
-        axes.xaxis.set_major_locator(LogLocator(subs=(1,) if values.max() > 30 * values.min() else (1, 3)))
+        axes.xaxis.set_major_locator(LogLocator(subs=(1,) if values.max() > near * values.min() else (1, 3)))
         axes.xaxis.set_minor_formatter(NullFormatter())
         axes.xaxis.set_major_formatter("{x:g}")
     else:
