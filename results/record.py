@@ -8,6 +8,9 @@
                  /progress.json     where a running run is
     runs/studies/<name>/manifest.json   which run is which cell of the study
                        /journal.log     the Optuna journal: a queue, rebuilt from the records when lost
+                       /tuning.log      the Optuna journal of its tuning, rebuilt from trials.json when lost
+                       /trials.json     TuningRecord with all trials
+    <study file>.tuned.json             TuningRecord without the trials, beside the study's file
 
 Files are written beside their place and renamed, so a reader sees the old one or the new one, never half of one.
 """
@@ -60,7 +63,8 @@ class Manifest:
 
     An arm: {"label", "reference" (the arm it is compared with), "changes": {field: [that arm's value, this one's]},
     "note"}.
-    A cell: {"arm", "seed", "run_id", "factors": {field: value}}.
+    A cell: {"arm", "seed", "run_id", "factors": {field: value}}. `notes` are sentences for the report's reader;
+    `tuning` is the TuningRecord, as plain data and without its trials, whose winners the arms carry, if there is one.
     """
 
     study: str
@@ -71,6 +75,34 @@ class Manifest:
     direction: Literal["max", "min"]
     arms: list[dict[str, Any]]
     cells: list[dict[str, Any]]
+    notes: list[str] = field(default_factory=list)
+    tuning: dict[str, Any] = field(default_factory=dict)
+    schema: int = SCHEMA
+
+
+@dataclass(kw_only=True)
+class TuningRecord:
+    """What a study's tuning has found so far: what was searched, every arm's winner, and all trials.
+
+    `space` maps a dotted field to [low, high, scale] or {"choices": [...]}. `arms` maps a label to {"base" (the
+    identity of the arm without the fields searched), "left_out" (fields of the space without effect there), "planned"
+    (trials), "counts" (trials by status), "distinct" (configurations), "trial", "values" and "metrics" (the winner's,
+    absent before there is one), "front" (of several objectives, the trials that no other beats in all)}.
+    A trial: {"arm", "trial", "values", "run_ids", "status" (that of its runs, or "running"), "reason", "metrics"
+    (means over its seeds)}.
+    """
+
+    study: str
+    source: str
+    space: dict[str, Any]
+    trials: int
+    seeds: list[int]
+    objectives: list[str]
+    pruner: str
+    commit: str
+    dirty: bool
+    arms: dict[str, dict[str, Any]]
+    history: list[dict[str, Any]] = field(default_factory=list)
     schema: int = SCHEMA
 
 
@@ -114,6 +146,16 @@ def read_manifest(runs: Path, study: str) -> Manifest | None:
     path = study_folder(runs, study) / "manifest.json"
     plain = read_json(path, f"delete it and call `python -m studies run {study}`, which writes it anew")
     return None if plain is None else _from_plain(Manifest, plain, path)
+
+
+def write_tuning(path: Path, tuning: TuningRecord) -> None:
+    write_json(path, dataclasses.asdict(tuning))
+
+
+def read_tuning(path: Path) -> TuningRecord | None:
+    """The TuningRecord in `path`; None if there is no such file. Raises CorruptFile."""
+    plain = read_json(path, "delete it and call `python -m studies tune` again, which writes it anew from its runs")
+    return None if plain is None else _from_plain(TuningRecord, plain, path)
 
 
 def _from_plain(cls: type, plain: dict[str, Any], path: Path) -> Any:

@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from results import figures, tables
+from results import figures, tables, tuning
 from results.gather import curves, gather, manifest_of
 from results.page import page as html_page
 from results.record import CorruptFile, write_atomically
@@ -18,7 +18,7 @@ from results.section import Gathered, Section
 from results.summary import notes, reasons, summarise, title
 
 # what follows the table of arms, in this order; None where there is nothing to say
-SECTIONS: tuple[Callable[[Gathered], Section | None], ...] = ()
+SECTIONS: tuple[Callable[[Gathered], Section | None], ...] = (tuning.section,)
 
 
 @dataclass
@@ -40,6 +40,7 @@ def write_report(runs: Path, study: str, out: Path) -> Report:
     summary = summarise(frame, metric, manifest.direction)
     why, remarks = reasons(summary), notes(frame)
     remarks += [f"{arm['label']}: {arm['note']}." for arm in manifest.arms if arm["note"]]
+    remarks += manifest.notes
     caption = f"{manifest.question} {title(metric)}, mean ± standard deviation over seeds."
     head = f"# {manifest.study}: {tables.escape_markdown(manifest.question)}"
     below = [" ".join(sentences) for sentences in (why, remarks) if sentences]

@@ -1,4 +1,4 @@
-"""The command line: list the studies, show one, run one, ask how far it is.
+"""The command line: list the studies, show one, tune one, run one, ask how far it is.
 
 It chooses which study runs and where, never what it is: there is no flag for a hyper-parameter.
 """
@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import signal
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -16,6 +18,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from studies import catalogue
+
+if TYPE_CHECKING:  # these import torch; listing the studies must not
+    from studies.display import Display
+    from studies.executors import Executor
+    from studies.train import Place
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__, pretty_exceptions_enable=False)
 console = Console()
@@ -40,6 +47,7 @@ def show(name: Name, runs: Runs = Path("runs")) -> None:
     from results.record import read_record
     from studies.spec import flatten
     from studies.study import changes
+    from studies.tuning import described as tuning_note
 
     study = catalogue.load(catalogue.source(name))
     console.print(f"[bold]{escape(study.question)}[/]")
@@ -60,30 +68,92 @@ def show(name: Name, runs: Runs = Path("runs")) -> None:
         console.print(table)
     design = f"{len(arms)} arms x {len(study.seeds)} seeds"
     console.print(f"\n{design}; {study.metric}, {study.direction}imised; widths matched by: {study.match}")
+    if study.tuned is not None:
+        console.print(escape(tuning_note(study.tuned)), highlight=False)
+    elif study.tuning is not None:
+        console.print(f"not tuned yet: `python -m studies tune {name}` searches each arm's settings", highlight=False)
+
+
+On = Annotated[Literal["local", "inline"], typer.Option(help="A pool of processes, or this process.")]
+Slots = Annotated[int | None, typer.Option(min=1, help="Runs at a time; by default one a core or GPU.")]
+Threads = Annotated[int, typer.Option(min=1, help="CPU threads of a run; part of bit-exact repetition.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Compile = Annotated[bool, typer.Option("--compile", help="Train under torch.compile.")]
+Retry = Annotated[bool, typer.Option("--retry", help="Run again what failed or diverged.")]
+Data = Annotated[Path, typer.Option(help="Where data sets lie.", envvar="LDN_DATA")]
 
 
 @app.command()
 def run(
     name: Name,
-    on: Annotated[Literal["local", "inline"], typer.Option(help="A pool of processes, or this process.")] = "local",
-    slots: Annotated[int | None, typer.Option(min=1, help="Runs at a time; by default one a core or GPU.")] = None,
-    threads: Annotated[int, typer.Option(min=1, help="CPU threads of a run; part of bit-exact repetition.")] = 1,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    compile: Annotated[bool, typer.Option("--compile", help="Train under torch.compile.")] = False,
-    retry: Annotated[bool, typer.Option("--retry", help="Run again what failed or diverged.")] = False,
+    on: On = "local",
+    slots: Slots = None,
+    threads: Threads = 1,
+    device: Device = "auto",
+    compile: Compile = False,
+    retry: Retry = False,
     runs: Runs = Path("runs"),
-    data: Annotated[Path, typer.Option(help="Where data sets lie.", envvar="LDN_DATA")] = Path("data"),
+    data: Data = Path("data"),
     out: Annotated[Path, typer.Option(help="Where reports are written.", envvar="LDN_REPORTS")] = Path("reports"),
 ) -> None:
     """Run what has not been run yet, then write and print the report. Ctrl-C stops; calling again goes on."""
     from results.report import print_report, write_report
-    from studies.display import Display
     from studies.drive import drive
-    from studies.executors import Executor, Inline, Local, places
+    from studies.executors import places
 
     path = catalogue.source(name)
     study = catalogue.load(path)
-    source = f"the suite's {path.stem}" if path.parent == catalogue.SHIPPED else str(path.resolve())
+    where = places(runs, data, device, 1 if on == "inline" else slots, threads, compile)
+    with attended(on, where, path.stem) as (executor, display, stopping):
+        tally = drive(study, path.stem, declared_by(path), runs, executor, display, stopping, retry)
+    say_notes(tally.notes, tally.fatal)
+    print_report(console, write_report(runs, path.stem, out))
+    left = tally.cells - tally.done - tally.failed
+    if left:
+        refuse(f"stopped with {left} of {tally.cells} runs to go; the same command goes on from here")
+    if tally.failed:
+        why = f"`python -m studies status {name}` says why, --retry tries again"
+        refuse(f"{tally.failed} of {tally.cells} runs failed; {why}")
+
+
+@app.command()
+def tune(
+    name: Name,
+    on: On = "local",
+    slots: Slots = None,
+    threads: Threads = 1,
+    device: Device = "auto",
+    compile: Compile = False,
+    retry: Retry = False,
+    runs: Runs = Path("runs"),
+    data: Data = Path("data"),
+) -> None:
+    """Search every arm's settings on validation; `run` then uses them. Ctrl-C stops; calling again goes on."""
+    from studies.display import winners
+    from studies.drive import tune
+    from studies.executors import places
+    from studies.tuning import freeze, left
+
+    path = catalogue.source(name)
+    study = catalogue.declared(path)
+    where = places(runs, data, device, 1 if on == "inline" else slots, threads, compile)
+    with attended(on, where, path.stem) as (executor, display, stopping):
+        tally, found = tune(study, path.stem, declared_by(path), runs, executor, display, stopping, retry)
+    say_notes(tally.notes, tally.fatal)
+    console.print(winners(found))
+    if missing := left(found):
+        trials = sum(arm["planned"] for arm in found.arms.values())
+        refuse(f"stopped with {missing} of {trials} trials to go; the same command goes on from here")
+    written = freeze(found, path)
+    console.print(f"\nWritten to {written}; `python -m studies run {name}` uses it", highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def attended(on: str, where: list[Place], title: str) -> Iterator[tuple[Executor, Display, Callable[[], bool]]]:
+    """What trains, what is shown meanwhile, and whether Ctrl-C or a SIGTERM has asked to stop."""
+    from studies.display import Display
+    from studies.executors import Inline, Local
+
     asked: list[int] = []
 
     def ask(number: int, frame: object) -> None:
@@ -92,24 +162,23 @@ def run(
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, ask)
-    where = places(runs, data, device, 1 if on == "inline" else slots, threads, compile)
-    with Display(console, runs, path.stem) as display:
+    with Display(console, where[0].runs, title) as display:
         executor: Executor = Local(where) if on == "local" else Inline(where[0], display.refresh, lambda: bool(asked))
         try:
-            tally = drive(study, path.stem, source, runs, executor, display, lambda: bool(asked), retry)
+            yield executor, display, lambda: bool(asked)
         finally:
             executor.close()
-    for note in tally.notes:
+
+
+def declared_by(path: Path) -> str:
+    return f"the suite's {path.stem}" if path.parent == catalogue.SHIPPED else str(path.resolve())
+
+
+def say_notes(notes: list[str], fatal: str) -> None:
+    for note in notes:
         console.print(f"[yellow]{escape(note)}[/]")
-    if tally.fatal:
-        refuse(f"{tally.fatal}; make room and call again, nothing that was finished is lost")
-    print_report(console, write_report(runs, path.stem, out))
-    left = tally.cells - tally.done - tally.failed
-    if left:
-        refuse(f"stopped with {left} of {tally.cells} runs to go; the same command goes on from here")
-    if tally.failed:
-        why = f"`python -m studies status {name}` says why, --retry tries again"
-        refuse(f"{tally.failed} of {tally.cells} runs failed; {why}")
+    if fatal:
+        refuse(f"{fatal}; make room and call again, nothing that was finished is lost")
 
 
 @app.command()

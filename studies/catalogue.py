@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import importlib.util
 import re
 from pathlib import Path
@@ -42,7 +43,27 @@ def source(name: str) -> Path:
 
 
 def load(path: Path) -> Study:
-    """The STUDY of a study file. Raises ValueError with one sentence if the file does not give one."""
+    """The STUDY of a study file, with what tuning has found for it, if that lies beside.
+
+    Raises ValueError with one sentence if the file does not give one, or if what was found no longer fits it.
+    """
+    from results.record import read_tuning
+    from studies.tuning import misfit, tuned_file
+
+    study = declared(path)
+    tuned = read_tuning(tuned_file(path))
+    if tuned is None:
+        return study
+    if why := misfit(tuned, study.tuning, study.declared()):
+        raise ValueError(
+            f"{tuned_file(path)} does not fit {path.name} any more, {why}: tune again "
+            f"(`python -m studies tune`), or delete it"
+        )
+    return dataclasses.replace(study, tuned=tuned)
+
+
+def declared(path: Path) -> Study:
+    """The STUDY of a study file as it stands there. Raises ValueError with one sentence if it does not give one."""
     from studies.study import Study
 
     spec = importlib.util.spec_from_file_location(f"study_{path.stem}", path)

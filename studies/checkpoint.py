@@ -73,6 +73,15 @@ def write_curve(path: Path, curve: list[dict[str, float]]) -> None:
     write_atomically(path, lambda file: file.write(text.getvalue().encode()))
 
 
+def read_curve(path: Path) -> list[dict[str, float]]:
+    """The rows that `write_curve` has written so far; none where there is no such file."""
+    try:
+        with path.open(newline="") as file:
+            return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+    except FileNotFoundError:
+        return []
+
+
 def weights_hash(weights: Weights) -> str:
     """Sixteen hex digits of the sha256 over names, shapes, dtypes and bytes: equal only for equal weights."""
     digest = hashlib.sha256()

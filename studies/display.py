@@ -8,8 +8,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
 
-from results.record import RunRecord, read_json, run_folder
+from results.record import RunRecord, TuningRecord, read_json, run_folder
 from studies.drive import Tally
 from studies.executors import Ended
 from studies.study import Cell
@@ -63,6 +64,8 @@ def outcome(record: RunRecord | None, ended: Ended) -> str:
         return (
             "stopped; it goes on from its checkpoint next time" if ended.stopped else f"[red]{escape(ended.error)}[/]"
         )
+    if record.status == "pruned":
+        return f"[dim]{escape(record.reason)}[/]"
     if record.status != "done":
         return f"[red]{record.status}: {escape(record.reason)}[/]"
     valid = record.metrics.get("valid", {}).get("accuracy")
@@ -88,3 +91,15 @@ def described(where: dict[str, float]) -> str:
     if math.isfinite(where["seconds_left"]):
         parts.append(f"{where['seconds_left']:.0f} s left")
     return ", ".join(parts)
+
+
+def winners(found: TuningRecord) -> Table:
+    """Every arm's best trial so far."""
+    first = found.objectives[0]
+    table = Table("arm", f"best {first}", "with", "trials", "left out", box=None)
+    for label, arm in found.arms.items():
+        values = ", ".join(f"{path} {value}" for path, value in arm.get("values", {}).items())
+        best = f"{arm['metrics'][first]:.4g}" if "metrics" in arm else "none"
+        counts = ", ".join(f"{number} {status}" for status, number in arm["counts"].items())
+        table.add_row(escape(label), best, escape(values), counts, ", ".join(arm["left_out"]))
+    return table

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import fcntl
 import os
 import platform
@@ -9,12 +10,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from results.record import (
     CorruptFile,
     Manifest,
     RunRecord,
+    TuningRecord,
     read_manifest,
     read_record,
     study_folder,
@@ -22,9 +24,13 @@ from results.record import (
     write_record,
 )
 from studies.executors import Ended, Executor
-from studies.search import Queue, keyed
+from studies.queue import Queue
+from studies.search import Search
 from studies.spec import canonical
 from studies.study import Cell, Study, changes
+from studies.tuning import described
+
+LOOK_SECONDS = 0.5  # at most, between two looks at what is running
 
 
 @dataclass
@@ -38,6 +44,25 @@ class Tally:
     running: dict[str, list[Cell]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     fatal: str = ""
+
+
+T = TypeVar("T")
+
+
+class Jobs(Protocol[T]):
+    """What is to be run, in order, and who is told how it ended. T is what it knows a job by."""
+
+    def next(self) -> tuple[T, Cell] | None:
+        """The next job and its run; None where there is none at this moment."""
+
+    def known(self, cell: Cell) -> RunRecord | None:
+        """The record that answers this run, if it need not be run."""
+
+    def look(self) -> None:
+        """See how the running runs are getting on."""
+
+    def tell(self, job: T, cell: Cell, record: RunRecord | None) -> bool:
+        """How a run ended, None if it was stopped. False: it will be run again."""
 
 
 class Watcher(Protocol):
@@ -69,8 +94,7 @@ def drive(
         tally = Tally(cells=len(cells))
         records, wanted = survey(runs, cells, retry, tally)
         queue = Queue(study_folder(runs, name), name, study.direction, study.metric)
-        if queue.damaged is not None:
-            tally.notes.append(f"the journal could not be read; it was put aside as {queue.damaged} and rebuilt")
+        tally.notes += [queue.journal.note] if queue.journal.note else []
         queue.fill(cells, records, wanted)
         for cell in cells:
             record = records.get(cell.spec.run_id)
@@ -78,60 +102,79 @@ def drive(
                 tally.done += record.status == "done"
                 tally.failed += record.status != "done"
         tally.found = tally.done
-        waiting = [cell for cell in cells if cell.spec.run_id in wanted]  # the journal may still hold others
-        _drain(queue, waiting, runs, executor, watcher, stopping, tally)
+        _drain(queue, runs, executor, watcher, stopping, tally)
     return tally
 
 
-def _drain(
-    queue: Queue,
-    cells: list[Cell],
+def tune(
+    study: Study,
+    name: str,
+    source: str,
     runs: Path,
     executor: Executor,
     watcher: Watcher,
-    stopping: Callable[[], bool],
-    tally: Tally,
+    stopping: Callable[[], bool] = lambda: False,
+    retry: bool = False,
+) -> tuple[Tally, TuningRecord]:
+    """Give every arm of `study` the trials that its tuning asks for, as far as they are not there yet.
+
+    Stopping and failures are as in `drive`; a run whose process died is tried again. The record holds all trials.
+    Raises ValueError if the study declares no tuning.
+    """
+    if study.tuning is None:
+        raise ValueError(f"study {name} declares no tuning: give its Study a tuning=Tuning(space=..., trials=...)")
+    with sole_driver(study_folder(runs, name), name):
+        search = Search(study, name, source, runs, retry)
+        tally = Tally(cells=search.runs_wanted, notes=search.notes)
+        for trial in (trial for arm in search.arms for trial in search.trials_of(arm) if trial.status):
+            tally.done += len(study.tuning.seeds) * (trial.status in ("done", "pruned"))
+            tally.failed += len(study.tuning.seeds) * (trial.status not in ("done", "pruned"))
+        tally.found = tally.done
+        _drain(search, runs, executor, watcher, stopping, tally)
+        return tally, search.record
+
+
+def _drain(
+    jobs: Jobs[T], runs: Path, executor: Executor, watcher: Watcher, stopping: Callable[[], bool], tally: Tally
 ) -> None:
-    by_key = keyed(cells)
-    trials: dict[str, list[tuple[int, Cell]]] = {}  # of every running run: two cells may share one
-    over: dict[str, tuple[RunRecord | None, Ended]] = {}
-    asked_to_stop = empty = False
+    """Keep every slot busy until there is nothing left to run, or until `stopping`."""
+    running: dict[str, list[tuple[T, Cell]]] = {}  # by run id: two cells may share one
+    asked_to_stop = False
+    executor.attend(jobs.look)
     while True:
         if (stopping() or tally.fatal) and not asked_to_stop:
             executor.stop()
             asked_to_stop = True
-        while not asked_to_stop and not empty and executor.free():
-            asked = queue.next(by_key)
-            if asked is None:
-                empty = True
-                break
-            run_id = asked[1].spec.run_id
-            if run_id in over:
-                _tell(queue, watcher, tally, asked, *over[run_id])
+        while not asked_to_stop and executor.free() and (asked := jobs.next()) is not None:
+            trial, cell = asked
+            run_id = cell.spec.run_id
+            if (record := jobs.known(cell)) is not None:
+                _tell(jobs, watcher, tally, trial, cell, record, Ended(run_id))
                 continue
-            trials.setdefault(run_id, []).append(asked)
-            tally.running.setdefault(run_id, []).append(asked[1])
-            if len(trials[run_id]) == 1:
+            running.setdefault(run_id, []).append(asked)
+            tally.running.setdefault(run_id, []).append(cell)
+            if len(running[run_id]) == 1:
                 watcher.tick(tally)  # an executor may train right here
-                executor.submit(asked[1].spec)
-        if not trials:
+                executor.submit(cell.spec)
+        if not running:
             return
         watcher.tick(tally)
-        for ended in executor.ended(0.5):
-            record = _outcome(ended, runs, trials[ended.run_id][0][1], tally)
-            over[ended.run_id] = record, ended
-            for trial in trials.pop(ended.run_id):
-                _tell(queue, watcher, tally, trial, record, ended)
+        over = executor.ended(LOOK_SECONDS)
+        jobs.look()
+        for ended in over:
+            record = _outcome(ended, runs, running[ended.run_id][0][1], tally)
+            tally.running.pop(ended.run_id, None)
+            for trial, cell in running.pop(ended.run_id):
+                _tell(jobs, watcher, tally, trial, cell, record, ended)
 
 
 def _tell(
-    queue: Queue, watcher: Watcher, tally: Tally, trial: tuple[int, Cell], record: RunRecord | None, ended: Ended
+    jobs: Jobs[T], watcher: Watcher, tally: Tally, trial: T, cell: Cell, record: RunRecord | None, ended: Ended
 ) -> None:
-    number, cell = trial
-    queue.tell(number, record)
-    tally.done += record is not None and record.status == "done"
-    tally.failed += record is not None and record.status != "done"
-    tally.running.pop(ended.run_id, None)
+    if jobs.tell(trial, cell, record) and record is not None:
+        fine = record.status in ("done", "pruned")
+        tally.done += fine
+        tally.failed += not fine
     watcher.finished(tally, cell, record, ended)
 
 
@@ -150,8 +193,8 @@ def _outcome(ended: Ended, runs: Path, cell: Cell, tally: Tally) -> RunRecord | 
 
 
 def survey(runs: Path, cells: list[Cell], retry: bool, tally: Tally) -> tuple[dict[str, RunRecord], set[str]]:
-    """The records there are, and the ids of the runs that are to be run: those without one, and lost ones."""
-    again = {"lost", "cancelled"} | ({"failed", "diverged"} if retry else set())
+    """The records there are, and the ids of the runs that are to be run: those without one, and those cut off."""
+    again = {"lost", "cancelled", "pruned"} | ({"failed", "diverged"} if retry else set())
     records: dict[str, RunRecord] = {}
     wanted = set()
     for run_id in dict.fromkeys(cell.spec.run_id for cell in cells):
@@ -198,6 +241,8 @@ def declare(study: Study, name: str, source: str, runs: Path, cells: list[Cell])
         direction=study.direction,
         arms=arms,
         cells=plain,
+        notes=[] if study.tuned is None else [described(study.tuned)],
+        tuning={} if study.tuned is None else dataclasses.asdict(study.tuned),
     )
     write_manifest(runs, manifest)
 

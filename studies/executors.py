@@ -55,6 +55,10 @@ class Executor(ABC):
     @abstractmethod
     def close(self) -> None: ...
 
+    def attend(self, tick: Callable[[], None]) -> None:
+        """Call `tick` while a run goes on, if `submit` is where it does; else the caller has its time to itself."""
+        return
+
 
 class Inline(Executor):
     """One run after another, in this process. `tick` is called while a run goes on."""
@@ -62,12 +66,13 @@ class Inline(Executor):
     def __init__(self, place: Place, tick: Callable[[], None], stopping: Callable[[], bool]) -> None:
         self.place, self.tick, self.stopping = place, tick, stopping
         self.over: list[Ended] = []
+        self.attending: Callable[[], None] = lambda: None
 
     def free(self) -> int:
         return 0 if self.over or self.stopping() else 1
 
     def submit(self, spec: RunSpec) -> None:
-        self.over.append(_train(spec, self.place, self.stopping, self.tick))
+        self.over.append(_train(spec, self.place, self.stopping, self._ticks))
 
     def ended(self, seconds: float) -> list[Ended]:
         over, self.over = self.over, []
@@ -78,6 +83,13 @@ class Inline(Executor):
 
     def close(self) -> None:
         pass
+
+    def _ticks(self) -> None:
+        self.attending()
+        self.tick()
+
+    def attend(self, tick: Callable[[], None]) -> None:
+        self.attending = tick
 
 
 class Local(Executor):

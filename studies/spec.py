@@ -63,7 +63,8 @@ class RunSpec(Config):
     """One training run: what is trained, on what, how, for how long, from which seed.
 
     The seed derives separate ones for initialisation, batch order, dropout and augmentation, so that two arms of
-    one seed see the same examples in the same order.
+    one seed see the same examples in the same order. A run under the protocol "validation" never looks at test: that
+    is how settings are found (`studies.tuning`).
     """
 
     model: ModelConfig
@@ -73,6 +74,7 @@ class RunSpec(Config):
     budget: Budget = Budget(steps=1000)
     precision: Literal["fp32", "bf16"] = "fp32"
     augment: Literal["none", "crop_flip"] = "none"
+    protocol: Literal["test", "validation"] = "test"
     seed: Annotated[int, AtLeast(0)] = 0
 
     @property

@@ -8,8 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
+from results.record import TuningRecord
 from studies.matching import matched_width
 from studies.spec import RunSpec, field_value, flatten, with_field
+from studies.tuning import Tuning, applied, refuse_misfit
 
 Design = Literal["one_at_a_time", "crossed"]
 Match = Literal["none", "params", "gmac"]
@@ -49,8 +51,11 @@ class Study:
     `factors={"model.steps": [0, 8]}`. `panels` holds further sets of arms by name (other tasks, say), each compared
     with the arm of its own that is called `reference`. `match` solves the width of every arm whose model is of
     another kind than the reference's, so that it costs as much (`studies.matching`). `metric` is what the table shows.
+    `tuning` says how settings are found before (`python -m studies tune`); what was found, `tuned`, is read from the
+    file beside the study's by `studies.catalogue`, and the arms carry it.
 
-    Raises ValueError for an unknown field, reference, design or metric, and for two arms of one label.
+    Raises ValueError for an unknown field, reference, design or metric, for two arms of one label, and for a tuning
+    that does not fit.
     """
 
     question: str
@@ -63,6 +68,8 @@ class Study:
     metric: Metric = "test.accuracy"
     direction: Direction = "max"
     match: Match = "none"
+    tuning: Tuning | None = None
+    tuned: TuningRecord | None = None
 
     def __post_init__(self) -> None:
         for name, kind in (("design", Design), ("match", Match), ("metric", Metric), ("direction", Direction)):
@@ -81,9 +88,17 @@ class Study:
             if len(set(labels)) < len(labels):
                 repeated = next(label for label in labels if labels.count(label) > 1)
                 raise ValueError(f"two arms have the label {repeated!r}; rename the one in `arms`")
+        if self.tuning is not None:
+            refuse_misfit(self.tuning, self, [spec for arms in self._sets().values() for spec in arms.values()])
 
     def expanded(self) -> list[Arm]:
-        """All arms, of each set the reference first, widths solved."""
+        """All arms, of each set the reference first, widths solved, with the values that tuning has found."""
+        arms = self.declared()
+        specs = {} if self.tuned is None else applied(arms, self.tuned)
+        return [dataclasses.replace(arm, spec=specs.get(arm.label, arm.spec)) for arm in arms]
+
+    def declared(self) -> list[Arm]:
+        """All arms as the study's file has them, before any tuning."""
         expanded = []
         for panel, arms in self._sets().items():
             prefix = f"{panel}: " if panel else ""

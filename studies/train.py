@@ -68,6 +68,10 @@ class Diverged(Exception):
     """The loss is no longer finite."""
 
 
+class Pruned(Exception):
+    """The run's folder holds a file `prune`: whoever compares runs sees no hope for this one. It may be continued."""
+
+
 def train(
     spec: RunSpec,
     place: Place,
@@ -76,7 +80,8 @@ def train(
 ) -> RunRecord:
     """Train `spec` to its end, from its checkpoint if there is one, and write its record, whatever happens.
 
-    A run that is done is not run again. Divergence and errors become a record with status, reason and traceback.
+    A run that is done is not run again. Divergence and errors become a record with status, reason and traceback; so
+    does, without a traceback, a run that is pruned, which keeps its checkpoint and goes on from it when called again.
     Raises Stopped when `stop` says so, and OSError when there is no room left to write.
     """
     folder = run_folder(place.runs, spec.run_id)
@@ -96,6 +101,9 @@ def train(
             record.status = "done"
         except Diverged as divergence:
             record.status, record.reason = "diverged", str(divergence)
+        except Pruned as pruning:
+            record.status, record.reason = "pruned", str(pruning)
+            (folder / "prune").unlink(missing_ok=True)  # before the record: when called again it goes on
         except Exception as error:
             if isinstance(error, Stopped) or (isinstance(error, OSError) and error.errno in NO_ROOM):
                 raise
@@ -105,8 +113,9 @@ def train(
             record.attempts[-1]["seconds"] = round(time.perf_counter() - began, 3)
             write_json(folder / "attempts.json", {"attempts": record.attempts})
         write_record(place.runs, record)
-        # of a failed run the checkpoint stays: a retry goes on from it
-        for name in ("attempts.json", "progress.json", *(["checkpoint.pt"] if record.status != "failed" else [])):
+        # of a failed or pruned run the checkpoint stays: a retry goes on from it
+        kept = record.status in ("failed", "pruned")
+        for name in ("attempts.json", "progress.json", *([] if kept else ["checkpoint.pt"])):
             (folder / name).unlink(missing_ok=True)
         return record
 
@@ -176,6 +185,10 @@ def _run(
         if clock.evaluation_due(before, done):
             _evaluate_and_keep_the_best(network, data.valid, spec, autocast, optimiser.param_groups[0]["lr"], state)
             checkpoint.write_curve(folder / "curve.csv", state.curve)
+            if done < 1 and (folder / "prune").exists():
+                checkpoint.save(folder / "checkpoint.pt", network, optimiser, state)
+                _note_validation(record, state)
+                raise Pruned(f"pruned at step {state.step}, {done:.0%} of its budget")
         if now - reported > REPORT_SECONDS:
             speed = (state.step - first_step) * batches.tokens / (now - started)
             report(_progress(state, done, speed))
@@ -184,16 +197,23 @@ def _run(
             checkpoint.save(folder / "checkpoint.pt", network, optimiser, state)
             saved = time.perf_counter()
 
+    _note_validation(record, state)
+    record.weights_hash = checkpoint.weights_hash(state.best)
+    write_atomically(folder / "weights.pt", lambda file: torch.save(state.best, file))
+    if spec.protocol == "validation":
+        return
     network.load_state_dict(state.best)
     metrics, predicted = evaluate(network, data.test, spec, autocast)  # the only time that test is touched
-    record.metrics = {"train": {"loss": state.curve[-1]["train_loss"]}, "valid": state.best_metrics, "test": metrics}
-    record.steps, record.best_step = state.step, state.best_step
-    record.weights_hash = checkpoint.weights_hash(state.best)
+    record.metrics["test"] = metrics
     label = data.test.y.cpu().numpy()
-    write_atomically(folder / "weights.pt", lambda file: torch.save(state.best, file))
     write_atomically(
         folder / "predictions.npz", lambda file: np.savez_compressed(file, predicted=predicted, label=label)
     )
+
+
+def _note_validation(record: RunRecord, state: checkpoint.State) -> None:
+    record.metrics = {"train": {"loss": state.curve[-1]["train_loss"]}, "valid": state.best_metrics}
+    record.steps, record.best_step = state.step, state.best_step
 
 
 def adamw(network: nn.Module, optim: Optimiser) -> torch.optim.AdamW:

@@ -32,7 +32,7 @@ OUTSIDE = {"ldn": ("torch", "triton"), "baselines": ("torch",)}
 OWNERS = {
     "triton": ("ldn/kernels",),
     "fvcore": ("studies/meter.py",),
-    "optuna": ("studies/search.py", "results/importance.py"),
+    "optuna": ("studies/journal.py", "studies/queue.py", "studies/search.py", "results/importance.py"),
     "submitit": ("studies/executors.py", "studies/slurm.py"),
     "seaborn": ("results/figures",),
     "matplotlib": ("results/figures", "results/section.py", "results/page.py"),

@@ -121,6 +121,7 @@ DIFFERENT: dict[str, Any] = {
     "budget.evaluations": 3,
     "precision": "bf16",
     "augment": "crop_flip",
+    "protocol": "validation",
     "seed": 1,
 }
 

@@ -4,6 +4,7 @@ One factor at a time around the preset, on two real digits and a cue (no downloa
 parameters. 17 arms x 3 seeds, about 10 s a run on one CPU core. Expected: the reference near 96 %, without
 attention or mixing near 54 %.
 
+    python -m studies tune axes    (8 trials an arm, at most three quarters of an hour on one core)
     python -m studies run axes
 """
 
@@ -12,6 +13,7 @@ from ldn import LDNConfig
 from studies.spec import Budget, Optimiser, RunSpec, with_field
 from studies.study import Study
 from studies.tasks.digits import CuedDigits
+from studies.tuning import Tuning
 
 ldn = RunSpec(
     model=LDNConfig(width=48, depth=2),
@@ -41,4 +43,9 @@ STUDY = Study(
         "model.local": [False],
     },
     match="params",
+    tuning=Tuning(
+        space={"optim.lr": (5e-4, 1e-2, "log"), "optim.label_smoothing": [0.0, 0.1]},
+        trials=8,
+        pruner="median",
+    ),
 )

@@ -1,0 +1,119 @@
+"""What did tuning see? Every trial over the field searched, and what accuracy costs."""
+
+from __future__ import annotations
+
+import math
+from textwrap import fill
+
+import matplotlib
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+
+from results.figures.style import (
+    COLOURS,
+    COLUMN,
+    FEW,
+    GREY,
+    MARKERS,
+    PAGE,
+    STYLE,
+    legend_below,
+    nothing,
+    say_absent,
+)
+from results.summary import UNITS, cost_unit, scale, title
+
+WIDE = 10  # a range of more than this ratio is drawn on a log axis
+
+
+def slices(trials: pd.DataFrame, objective: str, path: str) -> Figure:
+    """A panel an arm: the objective over the field `path`, the winner as a star, pruned trials hollow.
+
+    `trials` is `results.tuning.frame`'s. All panels have the same axes; arms without the field are listed.
+    """
+    column = f"value.{path}"
+    shown = trials.dropna(subset=[c for c in (column, objective) if c in trials])
+    shown = shown if {column, objective} <= set(trials) else trials.head(0)
+    names = [arm for arm in trials["arm"].cat.categories if (shown["arm"] == arm).any()]
+    absent = [arm for arm in trials["arm"].cat.categories if arm not in names]
+    if not names:
+        return say_absent(nothing(), absent, f"without trials over {path}")
+    across = len(names) if len(names) <= 5 else 3 if len(names) <= 9 else 5
+    high = math.ceil(len(names) / across)
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(PAGE if across > 2 else COLUMN, 0.5 + 1.25 * high), layout="constrained")
+        panels = list(figure.subplots(high, across, sharex=True, sharey=True, squeeze=False).flat)
+        for name, axes in zip(names, panels, strict=False):
+            mine = shown[shown["arm"] == name]
+            _draw_trials(axes, mine[column], mine[objective] * scale(objective), mine)
+            axes.set_title(fill(name, width=24))
+            axes.grid(True)
+        for axes in panels[len(names) :]:
+            axes.set_visible(False)
+        for axes in panels[len(names) - across : len(names)]:
+            axes.tick_params(axis="x", labelbottom=True)
+        if pd.api.types.is_numeric_dtype(shown[column]):
+            _choose_axis(panels[0], shown[column])
+        figure.supxlabel(f"{path} (star: the winner; hollow: pruned)", fontsize=8)
+        figure.supylabel(title(objective), fontsize=8)
+    return say_absent(figure, absent, f"without trials over {path}")
+
+
+def front(trials: pd.DataFrame, objective: str, cost: str) -> Figure:
+    """Every configuration once: the objective over what it costs. A line joins those no other of the arm beats."""
+    done = trials[trials["status"] == "done"].drop_duplicates(["arm", "configuration"])
+    names = [arm for arm in trials["arm"].cat.categories if (done["arm"] == arm).any()]
+    absent = [arm for arm in trials["arm"].cat.categories if arm not in names]
+    if not names:
+        return say_absent(nothing(), absent, "without a trial that is done")
+    label, factor = _cost_axis(cost, done[cost])
+    few = len(names) <= FEW
+    with matplotlib.rc_context(STYLE):
+        size = (COLUMN, 2.4 + 0.07 * len(names)) if few else (PAGE, max(2.6, 0.3 + 0.15 * len(names)))
+        figure = Figure(figsize=size, layout="constrained")
+        axes = figure.subplots()
+        for index, name in enumerate(names):
+            mine = done[done["arm"] == name].sort_values(cost)
+            x, y = mine[cost] * factor, mine[objective] * scale(objective)
+            style = {"color": COLOURS[index % len(COLOURS)], "marker": MARKERS[index % len(MARKERS)]}
+            axes.plot(x, y, linestyle="none", markersize=4, alpha=0.35, markeredgewidth=0, **style)
+            best = mine["on_front"]
+            # a step: what lies between two points of the front is not known to be reached
+            axes.plot(x[best], y[best], drawstyle="steps-post", markersize=4.5, markeredgecolor="white",
+                      markeredgewidth=0.4, label=name, **style)  # fmt: skip
+        _choose_axis(axes, done[cost] * factor, near=300)
+        axes.grid(True)
+        axes.set(xlabel=label, ylabel=title(objective))
+        if few:
+            legend_below(figure)
+        else:
+            figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper")
+    return say_absent(figure, absent, "without a trial that is done")
+
+
+def _draw_trials(axes: Axes, x: pd.Series, y: pd.Series, trials: pd.DataFrame) -> None:
+    pruned = trials["status"] == "pruned"
+    axes.plot(x[~pruned], y[~pruned], "o", color=COLOURS[0], markersize=4, markeredgewidth=0, alpha=0.7)
+    axes.plot(x[pruned], y[pruned], "o", color=GREY, markersize=4, markerfacecolor="none", markeredgewidth=0.7)
+    won = trials["wins"]
+    axes.plot(x[won], y[won], "*", color="black", markersize=8, markeredgecolor="white", markeredgewidth=0.4)
+
+
+def _cost_axis(cost: str, values: pd.Series) -> tuple[str, float]:
+    """The axis' label, and what to multiply by."""
+    if cost == "cost.gmac":
+        unit = cost_unit(values)
+        return f"{unit} per example", UNITS[unit]
+    return ("Parameters", 1.0) if cost == "cost.params" else ("Training time of a run (s)", 1.0)
+
+
+def _choose_axis(axes: Axes, values: pd.Series, near: float = 30) -> None:
+    if (values > 0).all() and values.max() > WIDE * values.min():
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1,) if values.max() > near * values.min() else (1, 3)))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.xaxis.set_major_formatter("{x:g}")
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(4, steps=(1, 2, 5, 10)))

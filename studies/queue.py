@@ -1,0 +1,96 @@
+"""The queue of a study: every cell is an enqueued trial of an Optuna study in a journal file.
+
+One driver is the journal's only writer, and the records are the truth: whatever the journal says, a cell whose run
+has a record is finished, and one whose run has none is not. So the journal can be lost, and is rebuilt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from results.record import RunRecord
+from studies.journal import Journal
+from studies.study import Cell
+
+FINISHED = {TrialState.COMPLETE, TrialState.PRUNED}
+
+
+class Queue:
+    """The cells still to be run, in order."""
+
+    def __init__(self, folder: Path, study: str, direction: str, metric: str) -> None:
+        # what is chosen by may only be validation: test is reported, never optimised
+        self.split, _, self.metric = metric.replace("test.", "valid.").partition(".")
+        self.journal = Journal(folder / "journal.log")
+        self.study = self.journal.study(study, ["maximize" if direction == "max" else "minimize"])
+        self.cells: dict[tuple[Any, ...], Cell] = {}
+        self.over: dict[str, RunRecord] = {}  # by run id: two cells may share one
+
+    def fill(self, cells: Sequence[Cell], records: dict[str, RunRecord], wanted: set[str]) -> None:
+        """Make the journal say what the records say, and enqueue the cells whose run is in `wanted`."""
+        self.cells = {_key(cell): cell for cell in cells if cell.spec.run_id in wanted}  # the journal may hold others
+        known: dict[tuple[Any, ...], set[TrialState]] = {}
+        for trial in self.study.get_trials(deepcopy=False):
+            if trial.state == TrialState.RUNNING:  # of a driver that is gone
+                self.study.tell(trial.number, state=TrialState.FAIL)
+            known.setdefault(_key_of(trial), set()).add(trial.state)
+        for cell in cells:
+            states = known.get(_key(cell), set())
+            record = records.get(cell.spec.run_id)
+            if cell.spec.run_id in wanted:
+                if TrialState.WAITING not in states:
+                    # no parameters: an arm may be added later, and Optuna's categories cannot grow
+                    self.study.enqueue_trial({}, user_attrs=_attributes(cell))
+            elif record is not None:
+                state, value = self._outcome(record)
+                if not states & ({TrialState.FAIL} if state == TrialState.FAIL else FINISHED):
+                    self.study.add_trial(create_trial(state=state, value=value, user_attrs=_attributes(cell)))
+
+    def next(self) -> tuple[int, Cell] | None:
+        """The next trial and its cell, None when the queue is empty. Trials of cells no longer asked are dropped."""
+        while any(trial.state == TrialState.WAITING for trial in self.study.get_trials(deepcopy=False)):
+            trial = self.study.ask()
+            cell = self.cells.get(_key_of(trial))
+            if cell is not None:
+                return trial.number, cell
+            self.study.tell(trial.number, state=TrialState.FAIL)
+        return None
+
+    def known(self, cell: Cell) -> RunRecord | None:
+        """The record of a run that has ended since this queue was filled."""
+        return self.over.get(cell.spec.run_id)
+
+    def look(self) -> None:
+        """Nothing of a run matters to the queue before its end."""
+
+    def tell(self, number: int, cell: Cell, record: RunRecord | None) -> bool:
+        """How a trial ended; None where its run left no record (stopped). Whether that is its end: it always is."""
+        state, value = self._outcome(record)
+        self.study.tell(number, values=value, state=state)
+        if record is not None:
+            self.over[cell.spec.run_id] = record
+        return True
+
+    def _outcome(self, record: RunRecord | None) -> tuple[TrialState, float | None]:
+        if record is None or record.status != "done":
+            return TrialState.FAIL, None
+        value = record.metrics.get(self.split, {}).get(self.metric)
+        # a run of zero steps is done and has measured nothing: Optuna's finished-without-a-value is PRUNED
+        return (TrialState.PRUNED, None) if value is None else (TrialState.COMPLETE, value)
+
+
+def _key(cell: Cell) -> tuple[Any, ...]:
+    return cell.arm, cell.seed, cell.spec.run_id
+
+
+def _key_of(trial: FrozenTrial | optuna.Trial) -> tuple[Any, ...]:
+    return tuple(trial.user_attrs.get(name) for name in ("arm", "seed", "run_id"))
+
+
+def _attributes(cell: Cell) -> dict[str, Any]:
+    return {"arm": cell.arm, "seed": cell.seed, "run_id": cell.spec.run_id, **cell.factors}
