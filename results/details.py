@@ -21,11 +21,23 @@ FEWEST = 20
 TIMES = ("started", "seconds")  # what no two attempts share
 
 
-class Pool(dict[str, int]):
-    """Texts by their place."""
+class Pool:
+    """Texts, each stored once and known by its place."""
+
+    def __init__(self) -> None:
+        self.texts: dict[str, int] = {}
+        self._fields: dict[tuple[str, str], int] = {}
 
     def add(self, text: str) -> int:
-        return self.setdefault(text, len(self))
+        return self.texts.setdefault(text, len(self.texts))
+
+    def field(self, name: str, value: Any) -> int:
+        """A field of a JSON object, indented. Indenting is slow, so it is done once for equal values."""
+        key = name, json.dumps(value)
+        if key not in self._fields:
+            indented = json.dumps(value, indent=2, ensure_ascii=False).replace("\n", "\n  ")
+            self._fields[key] = self.add(f"{json.dumps(name, ensure_ascii=False)}: {indented}")
+        return self._fields[key]
 
 
 def details(runs: Path, frame: pd.DataFrame) -> dict[str, Any]:
@@ -33,7 +45,7 @@ def details(runs: Path, frame: pd.DataFrame) -> dict[str, Any]:
     pool = Pool()
     rows = max(FEWEST, CURVE_ROWS // max(1, len(frame)))
     found = [_details(run_folder(runs, run_id), rows, pool) for run_id in frame["run_id"]]
-    return {"details": found, "pool": list(pool)}
+    return {"details": found, "pool": list(pool.texts)}
 
 
 def _details(folder: Path, rows: int, pool: Pool) -> dict[str, Any]:
@@ -54,15 +66,14 @@ def _details(folder: Path, rows: int, pool: Pool) -> dict[str, Any]:
 def _of_record(record: dict[str, Any], pool: Pool) -> dict[str, Any]:
     found: dict[str, Any] = {}
     # A field's text is shared, for most runs of a study have most fields in common.
-    found["spec"] = [pool.add(f"{_text(name)}: {_indented(value)}") for name, value in record.get("spec", {}).items()]
+    found["spec"] = [pool.field(name, value) for name, value in record.get("spec", {}).items()]
     found["metrics"] = [
         [f"{split}.{name}", _number(value)]
         for split, metrics in record.get("metrics", {}).items() if isinstance(metrics, dict)
         for name, value in metrics.items()
     ]  # fmt: skip
     found["attempts"] = [_attempt(attempt, pool) for attempt in record.get("attempts", [])]
-    facts = {name: record[name] for name in ("cost", "data") if record.get(name)}
-    found["facts"] = [pool.add(f"{_text(name)}: {_indented(value)}") for name, value in facts.items()]
+    found["facts"] = [pool.field(name, record[name]) for name in ("cost", "data") if record.get(name)]
     found["end"] = [f"{record.get('steps', 0)}", f"{record.get('best_step', 0)}", record.get("weights_hash", "")]
     if record.get("traceback"):
         found["traceback"] = pool.add(record["traceback"])
@@ -84,14 +95,6 @@ def _curve(path: Path, rows: int) -> tuple[str, int]:
         return "\n".join([head, *lines]), len(lines)
     kept = [lines[round(i * (len(lines) - 1) / (rows - 1))] for i in range(rows)]
     return "\n".join([head, *kept]), len(lines)
-
-
-def _indented(value: Any) -> str:
-    return json.dumps(value, indent=2, ensure_ascii=False).replace("\n", "\n  ")
-
-
-def _text(name: str) -> str:
-    return json.dumps(name, ensure_ascii=False)
 
 
 def _number(value: Any) -> str:
