@@ -149,7 +149,7 @@ def read_manifest(runs: Path, study: str) -> Manifest | None:
 
 
 def write_tuning(path: Path, tuning: TuningRecord) -> None:
-    write_json(path, dataclasses.asdict(tuning))
+    write_json(path, vars(tuning))
 
 
 def read_tuning(path: Path) -> TuningRecord | None:

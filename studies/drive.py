@@ -131,6 +131,7 @@ def tune(
             tally.failed += len(study.tuning.seeds) * (trial.status not in ("done", "pruned"))
         tally.found = tally.done
         _drain(search, runs, executor, watcher, stopping, tally)
+        search.write()
         return tally, search.record
 
 

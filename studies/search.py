@@ -41,17 +41,15 @@ class Trial:
     number: int
     values: dict[str, Any]
     cells: list[Cell] = field(default_factory=list)
+    run_ids: list[str] = field(default_factory=list)
     records: dict[str, RunRecord] = field(default_factory=dict)  # by run id
     status: str = ""
     reason: str = ""
     losses: Counter[str] = field(default_factory=Counter)
+    told: dict[str, Any] = field(default_factory=dict)  # `plain`, once it is over
     read: dict[str, int] = field(default_factory=dict)  # when each run's curve had last changed
     reported: int = 0  # evaluations
     hopeless: bool = False  # told to prune
-
-    @property
-    def run_ids(self) -> list[str]:
-        return [cell.spec.run_id for cell in self.cells]
 
     def settle(self) -> None:
         """See from the records whether it is over: one run that failed or was pruned decides for all its seeds."""
@@ -65,7 +63,10 @@ class Trial:
             self.status = "done"
 
     def plain(self) -> dict[str, Any]:
-        return {
+        """As it stands in trials.json."""
+        if self.told:
+            return self.told
+        plain = {
             "arm": self.arm.label,
             "trial": self.number,
             "values": self.values,
@@ -74,6 +75,9 @@ class Trial:
             "reason": self.reason,
             "metrics": measured(list(self.records.values())),
         }
+        if self.status:
+            self.told = plain
+        return plain
 
 
 class ArmSearch:
@@ -167,6 +171,7 @@ class ArmSearch:
         for seed in self.tuning.seeds:
             at = dataclasses.replace(spec, seed=seed, protocol="validation")
             trial.cells.append(Cell(label, seed, at, values))
+            trial.run_ids.append(at.run_id)
         return trial
 
     def report(self, trial: Trial, curves: Sequence[Sequence[Mapping[str, float]]]) -> None:
@@ -210,6 +215,7 @@ class Search:
             raise ValueError(
                 f"{self.path.parent} belongs to {former.source}, not to {source}: rename the file or choose --runs"
             )
+        self.listed: dict[str, list[dict[str, Any]]] = {}  # by arm
         self.waiting: list[tuple[Trial, Cell]] = []
         self.repeated: set[str] = set()  # runs that have a record and are to be run all the same
         for arm in self.arms:
@@ -221,6 +227,7 @@ class Search:
             for trial in [t for t in arm.trials.values() if t.status in again and t.number not in arm.replaced]:
                 self.repeated |= {i for i, record in trial.records.items() if record.status != "done"}
                 arm.again(trial)
+        self.changed = {arm.label for arm in self.arms}
         self.write()
 
     @property
@@ -234,12 +241,14 @@ class Search:
         while not self.waiting:
             open_arms = [arm for arm in self.arms if arm.asked < arm.wanted]
             if not open_arms:
+                self.write()
                 return None
             trial = min(open_arms, key=lambda arm: arm.asked).ask()
             if trial.status:
                 trial.arm.close(trial)
             self.waiting = [(trial, cell) for cell in trial.cells]
-            self.write()
+            self.changed.add(trial.arm.label)
+        self.write()
         return self.waiting.pop(0)
 
     def known(self, cell: Cell) -> RunRecord | None:
@@ -284,30 +293,34 @@ class Search:
         if trial.status:
             return True
         trial.settle()
-        if trial.status == "done" and self.tuning.objectives[0] not in trial.plain()["metrics"]:
+        if trial.status == "done" and self.tuning.objectives[0] not in measured(list(trial.records.values())):
             trial.status, trial.reason = "failed", "it measured nothing: its budget has no steps"
         if trial.status:
             if len(self.tuning.objectives) == 1:
                 self._look_at(trial)
             self._drop(trial)
             trial.arm.close(trial)
-            self.write()
+            self.changed.add(trial.arm.label)
         return True
 
     def _drop(self, trial: Trial) -> None:
         self.waiting = [(other, cell) for other, cell in self.waiting if other is not trial]
 
     def write(self) -> None:
-        self.record.history, self.record.arms = [], {}
+        """Bring trials.json up to date, if anything has changed."""
+        if not self.changed:
+            return
         for arm in self.arms:
-            history = [trial.plain() for trial in self.trials_of(arm)]
-            self.record.history += history
-            left_out = [path for path in self.tuning.space if path not in arm.space]
-            self.record.arms[arm.label] = {
-                "base": arm.asked_for["base"], "left_out": left_out, "planned": arm.wanted,
-                **outcome(history, self.tuning.objectives),
-            }  # fmt: skip
+            if arm.label in self.changed:
+                self.listed[arm.label] = [trial.plain() for trial in self.trials_of(arm)]
+                left_out = [path for path in self.tuning.space if path not in arm.space]
+                self.record.arms[arm.label] = {
+                    "base": arm.asked_for["base"], "left_out": left_out, "planned": arm.wanted,
+                    **outcome(self.listed[arm.label], self.tuning.objectives),
+                }  # fmt: skip
+        self.record.history = [trial for arm in self.arms for trial in self.listed[arm.label]]
         write_tuning(self.path, self.record)
+        self.changed = set()
 
 
 def _listed(former: TuningRecord | None, arm: ArmSearch) -> list[dict[str, Any]]:

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from operator import le
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -268,13 +269,14 @@ def _costs(trial: dict[str, Any], objectives: Sequence[str]) -> tuple[float, ...
 
 def _front(ranked: Sequence[dict[str, Any]], objectives: Sequence[str]) -> list[dict[str, Any]]:
     """The trials that no other equals in every objective and beats in one; of equal ones the first."""
-    front: dict[tuple[float, ...], dict[str, Any]] = {}
+    points: dict[tuple[float, ...], dict[str, Any]] = {}
     for trial in ranked:
-        costs = _costs(trial, objectives)
-        others = (_costs(other, objectives) for other in ranked)
-        if not any(o != costs and all(a <= b for a, b in zip(o, costs, strict=True)) for o in others):
-            front.setdefault(costs, trial)
-    return list(front.values())
+        points.setdefault(_costs(trial, objectives), trial)
+    return [
+        trial
+        for mine, trial in points.items()
+        if not any(other != mine and all(map(le, other, mine)) for other in points)
+    ]
 
 
 def _shown(trial: dict[str, Any]) -> dict[str, Any]:

@@ -453,7 +453,7 @@ def test_drivers_killed_at_random_moments_lose_no_trial_and_repeat_none(whole: P
 
 
 def test_a_killed_worker_s_trial_is_run_again_and_no_other_is(tmp_path: Path) -> None:
-    long = with_field(LDN, "budget", Budget(steps=120, evaluations=3))
+    long = with_field(LINEAR, "budget", Budget(steps=1000, evaluations=3))
     asked = study(4, {"optim.lr": (1e-4, 1e-1, "log")}, arms={"ldn": long, "linear": LINEAR})
     pool = Local([Place(tmp_path / "runs", tmp_path)] * 2)
     killed: list[str] = []
