@@ -10,7 +10,8 @@ import numpy as np
 
 from results.gather import gather
 from results.record import Manifest, RunRecord, write_manifest, write_record
-from results.summary import notes, summarise
+from results.notes import notes
+from results.summary import summarise
 
 SEEDS = 20
 

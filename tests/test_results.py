@@ -27,7 +27,8 @@ from results.__main__ import main
 from results.gather import curves, gather
 from results.record import Manifest, RunRecord, run_folder, write_json, write_manifest, write_record
 from results.report import print_report, write_report
-from results.summary import cost_unit, notes, reasons, summarise, title
+from results.notes import notes, reasons
+from results.summary import cost_unit, summarise, title
 
 HARD = r"50% of_all & #1 ~^\{}$"
 NOTE = {"lost": "width 64 matches params"}
