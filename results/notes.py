@@ -54,7 +54,7 @@ def testing(summary: pd.DataFrame) -> list[str]:
         return ["Bold: the best mean."]
     fewest, most = compared["pairs"].min(), compared["pairs"].max()
     pairs = f"{most}" if fewest == most else f"{fewest} to {most}"
-    comparisons = compared.groupby("reference")["pairs"].size().max()
+    comparisons = int(compared.groupby("reference")["pairs"].size().max())
     if testable(summary):
         test = "sign-flip test, exact" if most <= statistics.EXACT_PAIRS else "sign-flip test, Monte Carlo"
         return [

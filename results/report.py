@@ -11,7 +11,7 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
-from results import figures, significance, tables
+from results import effects, figures, significance, tables
 from results.apart import apart, sources
 from results.gather import curves, gather, manifest_of
 from results.notes import caption, legend, notes, reasons, testing
@@ -21,7 +21,10 @@ from results.significance import over_examples
 from results.summary import CHOICE, most_telling, summarise
 
 # what follows the table of arms, in this order; None where there is nothing to say
-SECTIONS: tuple[Callable[[Gathered], Section | None], ...] = (significance.section,)
+SECTIONS: tuple[Callable[[Gathered], Section | None], ...] = (
+    significance.section,
+    effects.section,
+)
 
 
 @dataclass
