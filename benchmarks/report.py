@@ -72,7 +72,10 @@ def record(run_id: str, width: int, seed: int, random: np.random.Generator) -> R
     return RunRecord(
         run_id=run_id, spec=spec, status="diverged" if failed else "done", metrics={} if failed else metrics,
         reason="loss is nan at step 40" if failed else "", cost=cost, steps=600, best_step=550,
-        data={"fingerprint": "f" * 16, "floors": {"chance": 0.1, "most frequent class": 0.102}, "test_examples": 4000}, attempts=[attempt],
+        data={
+            "fingerprint": "f" * 16, "floors": {"chance": 0.1, "most frequent class": 0.102}, "test_examples": 4000,
+        },
+        attempts=[attempt],
     )  # fmt: skip
 
 

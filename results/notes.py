@@ -47,7 +47,7 @@ def legend(summary: pd.DataFrame) -> list[str]:
     return said
 
 
-def testing(summary: pd.DataFrame) -> list[str]:
+def bold_means(summary: pd.DataFrame) -> list[str]:
     """What is bold, and what the seeds can show at all."""
     compared = summary[summary["pairs"] > 0]
     if compared.empty:
@@ -55,7 +55,7 @@ def testing(summary: pd.DataFrame) -> list[str]:
     fewest, most = compared["pairs"].min(), compared["pairs"].max()
     pairs = f"{most}" if fewest == most else f"{fewest} to {most}"
     comparisons = int(compared.groupby("reference")["pairs"].size().max())
-    if testable(summary):
+    if can_show(summary):
         test = "sign-flip test, exact" if most <= statistics.EXACT_PAIRS else "sign-flip test, Monte Carlo"
         return [
             f"p: two-sided {test}, over {pairs} pairs, Holm-corrected over the arms with one reference; "
@@ -79,7 +79,7 @@ def caption(question: str, metric: str, frame: pd.DataFrame, summary: pd.DataFra
     said = [
         f"{question} {title(metric)}, mean ± standard deviation over {seeds} seed{'s' * (planned[-1] > 1)}{short}.",
         f"Δ: paired difference to the reference with its {CONFIDENCE:.0%} t interval.",
-        *testing(summary),
+        *bold_means(summary),
     ]
     where = [
         f"{what} {_listed(done[name])}" for name, what in PLACE.items() if name in done and done[name].notna().any()
@@ -92,7 +92,7 @@ def _listed(column: pd.Series) -> str:
     return " and ".join(values) if len(values) <= 2 else f"{len(values)} different (see the notes)"
 
 
-def testable(summary: pd.DataFrame) -> bool:
+def can_show(summary: pd.DataFrame) -> bool:
     """Whether any comparison has the pairs to reach LEVEL after Holm."""
     comparisons = (summary["pairs"] > 0).groupby(summary["reference"]).transform("sum")
     return bool((comparisons * summary["p_min"] <= LEVEL).any())

@@ -14,7 +14,7 @@ from rich.table import Table
 from results import effects, figures, significance, tables
 from results.apart import apart, sources
 from results.gather import curves, gather, manifest_of
-from results.notes import caption, legend, notes, reasons, testing
+from results.notes import bold_means, caption, legend, notes, reasons
 from results.record import CorruptFile, Manifest, write_atomically
 from results.section import Gathered, Section
 from results.significance import over_examples
@@ -63,7 +63,7 @@ def write_report(runs: Path, study: str, out: Path) -> Report:
         "accuracy_against_cost": figures.accuracy_against_cost(shown, metric),
         "training_curves": figures.training_curves(evaluations, shown, metric),
     }
-    said = [*legend(summary), *testing(summary), *sources(others), *remarks]
+    said = [*legend(summary), *bold_means(summary), *sources(others), *remarks]
     content = {
         "table.md": _page(manifest, tables.markdown(summary, metric, others), said, sections).encode(),
         **_latex(manifest, frame, summary, others, [why, [*legend(summary), *sources(others), *remarks]]),

@@ -17,7 +17,7 @@ from rich import box
 from rich.markup import escape as escape_markup
 from rich.table import Table
 
-from results.notes import at_floor, number, testable
+from results.notes import at_floor, can_show, number
 from results.summary import UNITS, cost_unit, scale, title
 
 Write = Callable[[str], str]
@@ -183,7 +183,7 @@ def cells(rows: pd.DataFrame, metric: str, escape: Write, bold: Write, italic: W
         "n": [f"{row['n']}/{row['planned']}" if row["kind"] == "arm" else "" for row in records],
         "Δ [95% interval]": [escape(_difference(row)) if row["kind"] == "arm" else "" for row in records],
     }
-    if testable(rows[ours]):
+    if can_show(rows[ours]):
         columns["p (Holm)"] = [escape(number(p)) for p in rows["p_holm"]]
     for name, texts in _costs(rows).items():
         columns[name] = [escape(text) for text in texts]

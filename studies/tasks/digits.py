@@ -134,9 +134,7 @@ def _input(view: View, grid: tuple[int, int]) -> InputSpec:
     return InputSpec(kind=kind, length=height * width, channels=1, grid=grid)
 
 
-def _data(
-    splits: list[tuple[np.ndarray, np.ndarray]], view: str, shortcuts: dict[str, float] | None = None
-) -> Data:
+def _data(splits: list[tuple[np.ndarray, np.ndarray]], view: str, shortcuts: dict[str, float] | None = None) -> Data:
     tensors = []
     for x, y in splits:
         if view == "pixels":
