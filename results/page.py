@@ -47,6 +47,7 @@ SORTED_BY = {
 def page(
     gathered: Gathered,
     folder: Path,
+    others: pd.DataFrame,
     missing: Sequence[str],
     notes: Sequence[str],
     figures: Mapping[str, Figure],
@@ -54,7 +55,7 @@ def page(
 ) -> str:
     """The report of a study as one HTML document, made to lie in `folder`: from there it links to the runs' files.
 
-    `missing` says why runs are missing, `notes` what a reader of the table must know, as in the other reports.
+    `others` are the rows that stand apart from the arms (`results.apart`), `missing` says why runs are missing, `notes` what a reader of the table must know, as in the other reports.
     """
     manifest = gathered.manifest
     shown = [(section, [image(name, drawn) for name, drawn in section.figures.items()]) for section in sections]
@@ -68,7 +69,7 @@ def page(
     environment.filters["columns"] = columns
     return environment.from_string((templates / "page.html").read_text()).render(
         manifest=manifest,
-        arms=arms_table(gathered.summary, manifest.metric),
+        arms=arms_table(gathered.summary, manifest.metric, others),
         missing=missing,
         notes=notes,
         figures=[image(name, drawn) for name, drawn in figures.items()],
@@ -98,21 +99,28 @@ def image(name: str, figure: Figure) -> dict[str, Any]:
     return {"name": name, "caption": caption, "source": source, "width": round(figure.get_figwidth() * PIXELS_PER_INCH)}
 
 
-def arms_table(summary: pd.DataFrame, metric: str) -> list[dict[str, Any]]:
-    """The cells of the other reports' table; a column sorts by the value behind it, not by what is printed."""
-    printed = tables.cells(summary, metric, lambda text: str(escape(text)), lambda text: f"<strong>{text}</strong>")
-    if not summary["missing"].any():
-        printed = printed.drop(columns="Note", errors="ignore")
+def arms_table(summary: pd.DataFrame, metric: str, others: pd.DataFrame) -> list[dict[str, Any]]:
+    """The cells of the other reports' table; a column sorts by the value behind it, not by what is printed.
+
+    What stands apart from the arms has no values to sort by, so it stays below them.
+    """
+    rows = tables.arranged(summary, others)
+    printed = tables.cells(
+        rows, metric, lambda text: str(escape(text)), "<strong>{}</strong>".format, "<em>{}</em>".format
+    )
+    if not printed["Note"].any():
+        printed = printed.drop(columns="Note")
     behind = SORTED_BY | {title(metric): "mean"}
     columns = []
     for name, cells in printed.items():
         texts = [Markup(text) for text in cells]
         if name == "Arm":
-            keys: list[Any] = list(summary["arm"])
-        elif (source := behind.get(str(name))) in summary:
-            keys = [_key(value) for value in summary[source]]
+            keys: list[Any] = list(rows["arm"])
+        elif (source := behind.get(str(name))) in rows:
+            keys = [_key(value) for value in rows[source]]
         else:
             keys = [_printed_key(text.striptags()) for text in texts]
+        keys = [key if kind == "arm" else None for key, kind in zip(keys, rows["kind"], strict=True)]
         columns.append({"name": name, "right": name in tables.RIGHT, "cells": list(zip(keys, texts, strict=True))})
     return columns
 

@@ -7,18 +7,26 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
-from results import figures, tables, tuning
+from results import effects, figures, significance, tables, tuning
+from results.apart import apart, sources
 from results.gather import curves, gather, manifest_of
+from results.notes import bold_means, caption, legend, notes, reasons
 from results.page import page as html_page
-from results.record import CorruptFile, write_atomically
+from results.record import CorruptFile, Manifest, write_atomically
 from results.section import Gathered, Section
-from results.summary import notes, reasons, summarise, title
+from results.significance import over_examples
+from results.summary import CHOICE, most_telling, summarise
 
 # what follows the table of arms, in this order; None where there is nothing to say
-SECTIONS: tuple[Callable[[Gathered], Section | None], ...] = (tuning.section,)
+SECTIONS: tuple[Callable[[Gathered], Section | None], ...] = (
+    significance.section,
+    effects.section,
+    tuning.section,
+)
 
 
 @dataclass
@@ -37,49 +45,70 @@ def write_report(runs: Path, study: str, out: Path) -> Report:
     manifest = manifest_of(runs, study)
     metric = manifest.metric
     frame = gather(runs, study)
-    summary = summarise(frame, metric, manifest.direction)
+    summary = summarise(frame, metric, manifest.direction).join(over_examples(runs, frame), on="arm")
+    others = apart(frame, metric)
     why, remarks = reasons(summary), notes(frame)
     remarks += [f"{arm['label']}: {arm['note']}." for arm in manifest.arms if arm["note"]]
     remarks += manifest.notes
-    caption = f"{manifest.question} {title(metric)}, mean ± standard deviation over seeds."
-    head = f"# {manifest.study}: {tables.escape_markdown(manifest.question)}"
-    below = [" ".join(sentences) for sentences in (why, remarks) if sentences]
-    content = {
-        "table.md": b"",  # written last, named first
-        "table.tex": tables.latex(summary, metric, caption, f"tab:{manifest.study}", below).encode(),
-        "runs.csv": frame.to_csv(index=False).encode(),
-        "runs.parquet": frame.to_parquet(index=False),
-    }
+    shown = most_telling(frame, summary, manifest.direction, metric)
+    if len(shown) < len(summary):
+        remarks.append(f"The figures show {len(shown)} of {len(summary)} arms: {CHOICE}.")
     try:
-        evaluations = curves(runs, frame[frame["status"] == "done"])
+        drawn_runs = frame[(frame["status"] == "done") & frame["arm"].isin(shown["arm"])]
+        evaluations = curves(runs, drawn_runs)
     except CorruptFile as error:  # one torn curve is no reason to withhold the rest
         evaluations = curves(runs, frame.head(0))
         why.append(f"No training curves: {error}.")
-    drawn = {
-        "arms": figures.arms(frame, summary, metric),
-        "accuracy_against_cost": figures.accuracy_against_cost(summary, metric),
-        "training_curves": figures.training_curves(evaluations, summary, metric),
-    }
-    for name, figure in drawn.items():
-        content |= {f"{name}.{kind}": figures.encode(figure, kind) for kind in ("png", "pdf")}
     gathered = Gathered(runs, manifest, frame, summary)
     sections = [section for make in SECTIONS if (section := make(gathered)) is not None]
-    for section in sections:
-        for name, figure in section.figures.items():
+    drawn = {
+        "arms": figures.arms(frame, shown, metric),
+        "accuracy_against_cost": figures.accuracy_against_cost(shown, metric),
+        "training_curves": figures.training_curves(evaluations, shown, metric),
+    }
+    said = [*legend(summary), *bold_means(summary), *sources(others), *remarks]
+    content = {
+        "table.md": _page(manifest, tables.markdown(summary, metric, others), said, sections).encode(),
+        **_latex(manifest, frame, summary, others, [why, [*legend(summary), *sources(others), *remarks]]),
+        "runs.csv": frame.to_csv(index=False).encode(),
+        "runs.parquet": frame.to_parquet(index=False),
+    }
+    for made in (drawn, *(section.figures for section in sections)):
+        for name, figure in made.items():
             content |= {f"{name}.{kind}": figures.encode(figure, kind) for kind in ("png", "pdf")}
+    for section in sections:
         content |= {f"{name}.csv": printed.to_csv(index=False).encode() for name, printed in section.tables.items()}
-    page = [head, tables.markdown(summary, metric), *map(tables.escape_markdown, remarks)]
+    folder = out / manifest.study
+    content["report.html"] = html_page(gathered, folder, others, why, said, drawn, sections).encode()
+    for name, data in content.items():
+        _write(folder / name, data)
+    table = tables.terminal(summary, metric, manifest.question, others)
+    return Report(folder, [folder / name for name in content], table, why, said)
+
+
+def _page(manifest: Manifest, table: str, said: list[str], sections: list[Section]) -> str:
+    """The report as Markdown."""
+    head = f"# {manifest.study}: {tables.escape_markdown(manifest.question)}"
+    page = [head, table, *map(tables.escape_markdown, said)]
     for section in sections:
         page += [f"## {tables.escape_markdown(section.title)}", *map(tables.escape_markdown, section.text)]
         page += [tables.plain_markdown(printed) for printed in section.tables.values()]
         page += [f"![{name}]({name}.png)" for name in section.figures]
-    content["table.md"] = ("\n\n".join(page) + "\n").encode()
-    folder = out / manifest.study
-    content["report.html"] = html_page(gathered, folder, why, remarks, drawn, sections).encode()
-    for name, data in content.items():
-        _write(folder / name, data)
-    table = tables.terminal(summary, metric, manifest.question)
-    return Report(folder, [folder / name for name in content], table, why, remarks)
+    return "\n\n".join(page) + "\n"
+
+
+def _latex(
+    manifest: Manifest, frame: pd.DataFrame, summary: pd.DataFrame, others: pd.DataFrame, said: list[list[str]]
+) -> dict[str, bytes]:
+    """The table for a paper; and where the study has panels, one with these side by side."""
+    metric = manifest.metric
+    below = [" ".join(sentences) for sentences in said if sentences]
+    above = caption(manifest.question, metric, frame, summary)
+    written = {"table.tex": tables.latex(summary, metric, above, f"tab:{manifest.study}", below, others)}
+    if panels := tables.by_panel(summary, manifest.reference, others):
+        label = f"tab:{manifest.study}-panels"
+        written["panels.tex"] = tables.latex_by_panel({metric: panels}, above, label, below)
+    return {name: text.encode() for name, text in written.items()}
 
 
 def print_report(console: Console, report: Report) -> None:

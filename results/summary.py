@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Iterable
 from textwrap import shorten
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
 import pandas as pd
-from scipy import stats
+
+from results import statistics
 
 CONFIDENCE = 0.95
+LEVEL = 0.05
+MOST_ARMS = 40  # in a figure
+CHOICE = "the references and those that did best on validation"
+TRIVIAL = ("chance", "most frequent class")  # the floors that a run which has learned nothing is at
 REASON_WIDTH = 72  # a reason cut here is whole in runs.csv
 UNFINISHED = ("missing", "running", "stopped")  # their reason says it all
-PROVENANCE = {
-    "env.commit": "commit",
-    "env.device": "device",
-    "env.threads": "number of threads",
-    "env.torch": "version of torch",
-}
 UNITS = {"GMAC": 1.0, "MMAC": 1e3, "kMAC": 1e6}
 
 
@@ -27,7 +28,9 @@ def summarise(frame: pd.DataFrame, metric: str, direction: Literal["max", "min"]
 
     `mean`, `sd` (ddof 1) and `n` are over the runs that are done and have the metric, out of `planned`;
     `difference` to the arm's reference is the mean over the `pairs` of equal seeds, `low` and `high` its t interval;
-    `best` marks the best mean of the arms with one reference, `missing` says why n is less than planned.
+    `p` is that of the sign-flip test over the pairs, `p_min` the smallest it could be, `p_holm` p after Holm over the
+    arms with one reference; `best` marks the best mean of these arms, `tied` the best and those not significantly
+    worse (see `_tied`), `collapsed` counts runs at a floor; `missing` says why n is less than planned.
     """
     arms = frame["arm"].cat.categories
     reference = frame.groupby("arm", observed=False)["reference"].first().to_numpy()
@@ -36,22 +39,28 @@ def summarise(frame: pd.DataFrame, metric: str, direction: Literal["max", "min"]
     differences = values - values.loc[reference].to_numpy()
     differences[arms == reference] = math.nan
     pairs = differences.count(axis=1)
-    error = differences.std(axis=1, ddof=1) / pairs**0.5
-    half = error * stats.t.ppf((1 + CONFIDENCE) / 2, pairs - 1)
+    interval = statistics.t_interval(differences.to_numpy(), CONFIDENCE)
+    p = statistics.sign_flip(differences.to_numpy())
     mean = values.mean(axis=1)
+    best = mean == mean.groupby(reference).transform(direction)
     return pd.DataFrame(
         {
             "mean": mean,
             "sd": values.std(axis=1, ddof=1),
             "n": values.count(axis=1),
             "planned": frame["arm"].value_counts(),
-            "difference": differences.mean(axis=1),
-            "low": differences.mean(axis=1) - half,
-            "high": differences.mean(axis=1) + half,
+            "difference": interval.estimate,
+            "low": interval.low,
+            "high": interval.high,
             "pairs": pairs,
+            "p": p,
+            "p_min": statistics.smallest_p(pairs),
+            "p_holm": holm_within(reference, p),
             "reference": reference,
             "is_reference": arms == reference,
-            "best": mean == mean.groupby(reference).transform(direction),
+            "best": best,
+            "tied": _tied(values, reference, best),
+            "collapsed": collapsed(frame).groupby(frame["arm"], observed=False).sum(),
             "params": _first(frame, "cost.params"),
             "gmac": _first(frame, "cost.gmac"),
             "missing": _missing(frame[value.isna()], metric),
@@ -60,36 +69,50 @@ def summarise(frame: pd.DataFrame, metric: str, direction: Literal["max", "min"]
     ).reset_index()
 
 
-def reasons(summary: pd.DataFrame) -> list[str]:
-    """Why runs are missing: a sentence for each arm that lacks some."""
-    return [f"{arm}: {why}." for arm, why in zip(summary["arm"], summary["missing"], strict=True) if why]
+def holm_within(groups: Iterable[Any], p: np.ndarray) -> np.ndarray:
+    """Holm's correction over each group's own column of comparisons."""
+    return pd.Series(p).groupby(list(groups)).transform(lambda column: statistics.holm(column)).to_numpy()
 
 
-def notes(frame: pd.DataFrame) -> list[str]:
-    """What a reader of the table must know: its signs, its seeds, and what was not the same for all its runs."""
-    done = frame[frame["status"] == "done"]
-    planned = frame.groupby("arm", observed=True).size()
-    seeds = f"{planned.min()}" if planned.nunique() == 1 else f"{planned.min()} to {planned.max()}"
-    said = [
-        f"{len(done)} of {len(frame)} runs are done; seeds planned per arm: {seeds}. n: runs done of runs planned.",
-        "±: standard deviation over seeds (n − 1 in its denominator). Bold: the best mean, significant or not.",
-        f"Δ: mean difference to the reference over the seeds both have, in brackets its {CONFIDENCE:.0%} t interval.",
-        "The intervals are not corrected for the number of arms.",
-        "kMAC, MMAC, GMAC: 1e3, 1e6, 1e9 multiply-adds of one example's forward pass; elementwise work apart.",
-    ]
-    broken = frame[frame["status"] == "corrupt"].to_dict("records")
-    said += [f"{row['arm']}, seed {row['seed']}: {row['reason']}." for row in broken]
-    said += [_differing(done[name], what) for name, what in PROVENANCE.items() if name in done and _differs(done[name])]
-    if "env.dirty" in done and (dirty := int(done["env.dirty"].eq(True).sum())):
-        said.append(f"{dirty} of these runs ran code that is in no commit.")
-    checked = [name for name in done.columns if name.startswith("data.files.") and name.endswith(".official")]
-    if others := [name[len("data.files.") : -len(".official")] for name in checked if done[name].eq(False).any()]:
-        said.append(f"Not the official bytes, by their md5: {', '.join(others)}.")
-    task = [name for name in done.columns if name.startswith("task.")]
-    if task and "data.fingerprint" in done:
-        data = done.groupby(task, dropna=False)["data.fingerprint"]  # two tasks may well differ in their data
-        said += [_differing(column, "fingerprint of the data") for _, column in data if _differs(column)]
-    return said
+def _tied(values: pd.DataFrame, reference: np.ndarray, best: pd.Series) -> np.ndarray:
+    """The best arms, and those whose paired difference to the best is not significant (sign-flip, Holm, LEVEL).
+
+    Of an arm with so few pairs that its p cannot come to LEVEL, whatever was measured, this says nothing: not tied.
+    """
+    first = {group: arm for arm, group, is_best in zip(values.index, reference, best, strict=True) if is_best}
+    to_best = values - values.reindex([first.get(group) for group in reference]).to_numpy()
+    to_best[best.to_numpy()] = math.nan
+    pairs = to_best.count(axis=1)
+    compared = (pairs > 0).groupby(reference).transform("sum")
+    can_show = compared.to_numpy() * statistics.smallest_p(pairs) <= LEVEL
+    return best.to_numpy() | (can_show & (holm_within(reference, statistics.sign_flip(to_best.to_numpy())) > LEVEL))
+
+
+def collapsed(frame: pd.DataFrame) -> pd.Series:
+    """Which done runs are no better on test than chance or the most frequent class (binomial test at LEVEL)."""
+    needed = ["test.accuracy", "data.test_examples", *(f"data.floors.{name}" for name in TRIVIAL)]
+    if not set(needed) <= set(frame):
+        return pd.Series(False, frame.index)
+    floor = frame[needed[2:]].max(axis=1)
+    at_floor = statistics.at_floor(frame["test.accuracy"], floor, frame["data.test_examples"], LEVEL)
+    return pd.Series(at_floor, frame.index) & (frame["status"] == "done")
+
+
+def most_telling(
+    frame: pd.DataFrame, summary: pd.DataFrame, direction: Literal["max", "min"], metric: str
+) -> pd.DataFrame:
+    """The rows of at most MOST_ARMS arms for figures, in the study's order: references, then those best on validation.
+
+    Test chooses nothing, not even what is drawn.
+    """
+    if len(summary) <= MOST_ARMS:
+        return summary
+    on_valid = metric.replace("test.", "valid.")
+    value = measured(frame, on_valid) if on_valid in frame else pd.Series(math.nan, frame.index)
+    mean = value.groupby(frame["arm"], observed=False).mean().reindex(summary["arm"]).to_numpy()
+    rank = pd.DataFrame({"other": ~summary["is_reference"], "mean": mean if direction == "min" else -mean})
+    kept = rank.sort_values(["other", "mean"], kind="stable").index[:MOST_ARMS]
+    return summary.loc[sorted(kept)].reset_index(drop=True)
 
 
 def measured(frame: pd.DataFrame, metric: str) -> pd.Series:
@@ -140,14 +163,3 @@ def _missing(lacking: pd.DataFrame, metric: str) -> pd.Series:
             phrase = f"{status}: {short}" if short else status
         why[arm][phrase] += 1
     return pd.Series({arm: "; ".join(f"{n} {phrase}" for phrase, n in counts.items()) for arm, counts in why.items()})
-
-
-def _differs(column: pd.Series) -> bool:
-    return column.nunique(dropna=False) > 1
-
-
-def _differing(column: pd.Series, what: str) -> str:
-    """As in "The runs differ in the commit: a1b2c3d (3 runs), d4e5f6a (48 runs)."."""
-    counts = column.astype(object).fillna("unknown").value_counts(sort=False)
-    parts = (f"{str(value)[:60]} ({count} run{'s' * (count > 1)})" for value, count in counts.items())
-    return f"The runs differ in the {what}: {', '.join(parts)}."

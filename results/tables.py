@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -17,13 +17,16 @@ from rich import box
 from rich.markup import escape as escape_markup
 from rich.table import Table
 
+from results.notes import at_floor, can_show, number
 from results.summary import UNITS, cost_unit, scale, title
 
 Write = Callable[[str], str]
 FIGURE_SPACE = "\u2007"
 DASH = "–"
 MILLIONS_FROM = 10_000_000  # below, parameters are printed exactly
-RIGHT = ("n", "Params", "Params (M)", *UNITS)
+COSTS = ("Params", "Params (M)", *UNITS, "ktok/s", "MiB")
+RIGHT = ("n", "p (Holm)", *COSTS)
+
 
 LATEX = {
     **{symbol: rf"\{symbol}" for symbol in "_%&#${}"},
@@ -32,17 +35,21 @@ LATEX = {
     "≤": r"$\leq$", "≥": r"$\geq$", "→": r"$\rightarrow$", "∞": r"$\infty$", "–": "--", "—": "---", "…": r"\ldots{}",
     "α": r"$\alpha$", "β": r"$\beta$", "γ": r"$\gamma$", "δ": r"$\delta$", "ε": r"$\epsilon$", "η": r"$\eta$",
     "θ": r"$\theta$", "κ": r"$\kappa$", "λ": r"$\lambda$", "μ": r"$\mu$", "ρ": r"$\rho$", "σ": r"$\sigma$",
-    "τ": r"$\tau$", "φ": r"$\phi$", "ω": r"$\omega$", "Δ": r"$\Delta$", FIGURE_SPACE: r"\phantom{0}",
+    "τ": r"$\tau$", "φ": r"$\phi$", "ω": r"$\omega$", "Δ": r"$\Delta$", "†": r"$\dagger$", FIGURE_SPACE: r"\phantom{0}",
     **dict.fromkeys("«»ÐÞðþ", "?"),  # not in LaTeX's default encoding
 }  # fmt: skip
 
 
-def markdown(summary: pd.DataFrame, metric: str) -> str:
+def markdown(summary: pd.DataFrame, metric: str, apart: pd.DataFrame | None = None) -> str:
     """A GitHub table; its column Note, why runs are missing, only where some are."""
-    printed = cells(summary, metric, escape_markdown, lambda text: f"**{text}**")
-    if not summary["missing"].any():
+    rows = arranged(summary, apart)
+    printed = cells(rows, metric, escape_markdown, "**{}**".format, "*{}*".format)
+    if not printed["Note"].any():
         printed = printed.drop(columns="Note")
-    return _github(printed, RIGHT)
+    lines = _github(printed, RIGHT).splitlines()
+    empty = re.sub(r"[^|]", " ", lines[0])
+    gaps = [[empty] * starts for starts in rows["starts"] & (rows["kind"] != "arm")]
+    return "\n".join([*lines[:2], *(text for gap, line in zip(gaps, lines[2:], strict=True) for text in (*gap, line))])
 
 
 def plain_markdown(table: pd.DataFrame) -> str:
@@ -68,69 +75,136 @@ def _github(printed: pd.DataFrame, right: Sequence[str]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in zip(*columns, strict=True))
 
 
-def latex(summary: pd.DataFrame, metric: str, caption: str, label: str, remarks: list[str]) -> str:
+def latex(
+    summary: pd.DataFrame,
+    metric: str,
+    caption: str,
+    label: str,
+    remarks: list[str],
+    apart: pd.DataFrame | None = None,
+) -> str:
     """A float that needs booktabs only. The notes stand under the table, where they may be long."""
-    printed = cells(summary, metric, escape_latex, _bold_latex).drop(columns="Note")
-    printed["Arm"] = printed["Arm"].mask(_starts_panel(summary), r"\addlinespace " + printed["Arm"])
-    printed.columns = [escape_latex(name) for name in printed.columns]
-    sides = "".join("r" if name in RIGHT else "l" for name in printed.columns)
-    tabular = printed.style.hide(axis="index").to_latex(hrules=True, column_format=f"@{{}}{sides}@{{}}")
-    return "\n".join(
-        [
-            "% needs \\usepackage{booktabs}",
-            "\\begin{table}[htbp]",
-            "\\centering",
-            f"\\caption{{{escape_latex(caption)}}}",
-            f"\\label{{{label}}}",
-            "\\medskip",
-            "\\small",
-            "\\setlength{\\tabcolsep}{4pt}",
-            tabular.rstrip(),
-            *(f"\\par\\smallskip{{\\footnotesize\\raggedright {escape_latex(line)}\\par}}" for line in remarks),
-            "\\end{table}\n",
-        ]
-    )
+    rows = arranged(summary, apart)
+    printed = cells(rows, metric, *LATEX_STYLE).drop(columns="Note")
+    return _float(_tabular({"": printed}, list(rows["starts"])), caption, label, remarks)
 
 
-def terminal(summary: pd.DataFrame, metric: str, caption: str) -> Table:
+def latex_by_panel(
+    panels: Mapping[str, Mapping[str, pd.DataFrame]], caption: str, label: str, remarks: list[str]
+) -> str:
+    """Panels side by side, under a head of two levels: of each its metrics and its cost. Rows of one label are one row.
+
+    `panels` maps a metric to what `by_panel` makes of its summary.
+    """
+    metrics = list(panels)
+    first = panels[metrics[0]]
+    seen = dict.fromkeys(key for rows in first.values() for key in _keys(rows))
+    order = sorted(seen, key=lambda key: ("arm", "floor", "published").index(key[0]))  # stable: else as they came
+    groups = {"": pd.DataFrame({"Arm": [_row_label(key, *LATEX_STYLE) for key in order]})}
+    for head in first:
+        columns = {}
+        for metric in metrics:
+            printed = cells(panels[metric][head], metric, *LATEX_STYLE)
+            columns[title(metric)] = printed[title(metric)]
+        columns |= {name: printed[name] for name in printed.columns if name in COSTS}
+        rows = pd.DataFrame(columns).set_axis(pd.Index(_keys(first[head]), tupleize_cols=False))
+        groups[head] = rows.reindex(pd.Index(order, tupleize_cols=False), fill_value=escape_latex(DASH))
+    starts = [i > 0 and key[0] != order[i - 1][0] for i, key in enumerate(order)]
+    return _float(_tabular(groups, starts), caption, label, remarks)
+
+
+def by_panel(summary: pd.DataFrame, reference: str, apart: pd.DataFrame | None = None) -> dict[str, pd.DataFrame]:
+    """The rows of each panel under its name, arms without the panel's name in front; {} if there are no panels."""
+    panels = {}
+    for name, rows in arranged(summary, apart).groupby("reference", sort=False):
+        prefix = str(name).removesuffix(reference)
+        rows = rows.assign(arm=rows["arm"].str.removeprefix(prefix), reference=reference)
+        panels[prefix.removesuffix(": ")] = rows.reset_index(drop=True)
+    return panels if len(panels) > 1 else {}
+
+
+def terminal(summary: pd.DataFrame, metric: str, caption: str, apart: pd.DataFrame | None = None) -> Table:
     """Narrow enough for 80 columns; so it leaves the Note to the lines that are printed under it."""
-    printed = cells(summary, metric, escape_markup, lambda text: f"[bold]{text}[/bold]").drop(columns="Note")
+    rows = arranged(summary, apart)
+    printed = cells(rows, metric, escape_markup, "[bold]{}[/bold]".format, "[italic]{}[/italic]".format)
+    printed = printed.drop(columns="Note")
     table = Table(title=escape_markup(caption), title_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.title_justify = "left"
     for name in printed.columns:
         table.add_column(escape_markup(name), justify="right" if name in RIGHT else "left", no_wrap=name != "Arm")
-    for row, starts in zip(printed.itertuples(index=False), _starts_panel(summary), strict=True):
+    for row, starts in zip(printed.itertuples(index=False), rows["starts"], strict=True):
         if starts:
             table.add_row()
         table.add_row(*row)
     return table
 
 
-def cells(summary: pd.DataFrame, metric: str, escape: Write, bold: Write) -> pd.DataFrame:
-    """The table's text: every piece through `escape`, the best means through `bold`."""
-    scaled = summary[["mean", "sd", "difference", "low", "high"]] * scale(metric)
-    form = f"z.{_decimals(metric, scaled['mean'], scaled['sd'])}f"
+def arranged(summary: pd.DataFrame, apart: pd.DataFrame | None = None) -> pd.DataFrame:
+    """The rows as they are printed: each reference's arms, then what stands apart from them.
+
+    Adds `kind` ("arm", "floor", "published"), `protocol`, and `starts`: whether the row has a gap before it.
+    """
+    rows = summary.astype({"arm": str}).assign(kind="arm", protocol="", panel=range(len(summary)))
+    rows["panel"] = rows.groupby("reference")["panel"].transform("min")
+    if apart is not None and len(apart):
+        place = rows.drop_duplicates("reference").set_index("reference")["panel"]
+        others = apart.rename(columns={"label": "arm"}).assign(panel=apart["reference"].map(place), missing="")
+        others = others.assign(**dict.fromkeys(("is_reference", "best", "tied"), False), n=0, planned=0, pairs=0)
+        rows = pd.concat([rows, others.assign(collapsed=0).reindex(columns=rows.columns)], ignore_index=True)
+        rows = rows.sort_values("panel", kind="stable", ignore_index=True)
+    block = rows["panel"].astype(str) + rows["kind"]
+    return rows.assign(starts=block != block.shift(fill_value=block.iloc[0]))
+
+
+def cells(rows: pd.DataFrame, metric: str, escape: Write, bold: Write, italic: Write = str) -> pd.DataFrame:
+    """The table's text, of a summary or its rows as `arranged`: every piece through `escape`, the best and those tied
+    with it through `bold`, what others published through `italic`.
+
+    Throughput and memory are columns where they were measured, p where the seeds can show anything.
+    """
+    rows = rows if "kind" in rows else arranged(rows)
+    scaled = rows[["mean", "sd", "difference", "low", "high"]] * scale(metric)
+    ours = rows["kind"] == "arm"
+    form = f"z.{_decimals(metric, scaled['mean'][ours], scaled['sd'][ours])}f"
     numbers = {name: _padded(_numbers(scaled[name], form)) for name in ("mean", "sd")}
     numbers["difference"] = _padded(_numbers(scaled["difference"], f"+{form}"))
     numbers |= {name: _numbers(scaled[name], f"+{form}") for name in ("low", "high")}
-    rows = summary.assign(**numbers).to_dict("records")
-    best = {(row["reference"], row["mean"]) for row in rows if row["best"]}
+    records = rows.assign(**numbers).to_dict("records")
+    best = {(row["reference"], row["mean"]) for row in records if row["best"]}
     # What is printed as the best is bold, even if it is a little worse.
-    styles = [bold if (row["reference"], row["mean"]) in best else str for row in rows]
-    unit = cost_unit(summary["gmac"])
-    params, million, digits = "Params", 1.0, ",.0f"
-    if summary["params"].max() >= MILLIONS_FROM:
-        params, million, digits = "Params (M)", 1e6, ".2f"
+    first = [row["tied"] or (row["kind"] == "arm" and (row["reference"], row["mean"]) in best) for row in records]
+    styles = [
+        bold if is_first else italic if row["kind"] == "published" else str
+        for is_first, row in zip(first, records, strict=True)
+    ]
     columns = {
-        "Arm": [escape(f"{row['arm']} (reference)" if row["is_reference"] else row["arm"]) for row in rows],
-        title(metric): [_result(row, escape, style) for row, style in zip(rows, styles, strict=True)],
-        "n": [f"{row['n']}/{row['planned']}" for row in rows],
-        "Δ [95% interval]": [escape(_difference(row)) for row in rows],
-        params: [escape(text or DASH) for text in _numbers(summary["params"] / million, digits)],
-        unit: [escape(text or DASH) for text in _numbers(summary["gmac"] * UNITS[unit], ",.2f")],
-        "Note": [escape(row["missing"]) for row in rows],
+        "Arm": [_row_label(key, escape, bold, italic) for key in _keys(rows)],
+        title(metric): [_result(row, escape, style) for row, style in zip(records, styles, strict=True)],
+        "n": [f"{row['n']}/{row['planned']}" if row["kind"] == "arm" else "" for row in records],
+        "Δ [95% interval]": [escape(_difference(row)) if row["kind"] == "arm" else "" for row in records],
     }
+    if can_show(rows[ours]):
+        columns["p (Holm)"] = [escape(number(p)) for p in rows["p_holm"]]
+    for name, texts in _costs(rows).items():
+        columns[name] = [escape(text) for text in texts]
+    columns["Note"] = [escape("; ".join(filter(None, (row["missing"], at_floor(row))))) for row in records]
     return pd.DataFrame(columns)
+
+
+def _costs(rows: pd.DataFrame) -> dict[str, list[str]]:
+    """Parameters and multiply-adds, and what was measured of tokens per second and memory; a dash where unknown."""
+    unit = cost_unit(rows["gmac"])
+    params = ("Params", 1.0, ",.0f") if not rows["params"].max() >= MILLIONS_FROM else ("Params (M)", 1e-6, ".2f")
+    forms = {"params": params, "gmac": (unit, UNITS[unit], ",.2f")}
+    forms |= {"tokens_per_second": ("ktok/s", 1e-3, ",.1f"), "peak_bytes": ("MiB", 2.0**-20, ",.0f")}
+    columns = {}
+    for column, (head, factor, form) in forms.items():
+        if column in ("params", "gmac") or (column in rows and rows[column].notna().any()):
+            texts = _numbers(rows[column] * factor, form)
+            columns[head] = [
+                text or (DASH if kind == "arm" else "") for text, kind in zip(texts, rows["kind"], strict=True)
+            ]
+    return columns
 
 
 def escape_markdown(text: str) -> str:
@@ -145,17 +219,60 @@ def escape_latex(text: str) -> str:
     return "{}" * text.startswith(("[", "*")) + "".join(known)
 
 
-def _starts_panel(summary: pd.DataFrame) -> pd.Series:
-    """Where another reference begins, with the arms that are compared with it."""
-    return summary["reference"] != summary["reference"].shift(fill_value=summary["reference"].iloc[0])
+def _float(tabular: str, caption: str, label: str, remarks: list[str]) -> str:
+    return "\n".join(
+        [
+            "% needs \\usepackage{booktabs}",
+            "\\begin{table}[htbp]",
+            "\\centering",
+            f"\\caption{{{escape_latex(caption)}}}",
+            f"\\label{{{label}}}",
+            "\\medskip",
+            "\\small",
+            "\\setlength{\\tabcolsep}{4pt}",
+            tabular,
+            *(f"\\par\\smallskip{{\\footnotesize\\raggedright {escape_latex(line)}\\par}}" for line in remarks),
+            "\\end{table}\n",
+        ]
+    )
 
 
-def _result(row: dict[Hashable, Any], escape: Write, bold: Write) -> str:
-    """As in "97.1 ± 0.4"; the padding in front stays out of the bold."""
+def _tabular(groups: dict[str, pd.DataFrame], starts: list[bool]) -> str:
+    """Columns of LaTeX text; groups of columns have a head over them and a rule under it, the group "" has none."""
+    names = [(head, str(name)) for head, printed in groups.items() for name in printed.columns]
+    sides = "".join("r" if name in RIGHT else "l" for _, name in names)
+    lines = [f"\\begin{{tabular}}{{@{{}}{sides}@{{}}}}", "\\toprule"]
+    if len(groups) > 1:
+        heads, rules, column = [], [], 1
+        for head, printed in groups.items():
+            last = column + printed.shape[1] - 1
+            heads.append(f"\\multicolumn{{{printed.shape[1]}}}{{c}}{{{escape_latex(head)}}}")
+            rules.append(f"\\cmidrule(lr){{{column}-{last}}}" if head else "")
+            column = last + 1
+        lines += [" & ".join(heads) + r" \\", " ".join(filter(None, rules))]
+    lines += [" & ".join(escape_latex(name) for _, name in names) + r" \\", "\\midrule"]
+    for row, gap in zip(pd.concat(groups.values(), axis=1).itertuples(index=False), starts, strict=True):
+        lines.append(("\\addlinespace " if gap else "") + " & ".join(row) + r" \\")
+    return "\n".join([*lines, "\\bottomrule", "\\end{tabular}"])
+
+
+def _keys(rows: pd.DataFrame) -> list[tuple[str, str, str]]:
+    """What a row is, so that rows of several panels can be told to be the same: kind, label, protocol."""
+    labels = [f"{arm} (reference)" if ref else arm for arm, ref in zip(rows["arm"], rows["is_reference"], strict=True)]
+    return list(zip(rows["kind"], labels, rows["protocol"].fillna(""), strict=True))
+
+
+def _row_label(key: tuple[str, str, str], escape: Write, bold: Write, italic: Write) -> str:
+    kind, label, protocol = key
+    return italic(escape(f"{label}, {protocol}")) if kind == "published" else escape(label)
+
+
+def _result(row: dict[Hashable, Any], escape: Write, style: Write) -> str:
+    """As in "97.1 ± 0.4"; the padding in front, and the spread, stay out of the style."""
     number = row["mean"].lstrip(FIGURE_SPACE)
     padding = row["mean"].removesuffix(number)
-    spread = f" ± {row['sd']}" if row["sd"] else ""
-    return escape(padding) + bold(escape(number)) + escape(spread) if number else escape(DASH)
+    spread = (f" ± {row['sd']}" if row["sd"] else "") + "†" * bool(row["collapsed"])
+    return escape(padding) + style(escape(number)) + escape(spread) if number else escape(DASH)
 
 
 def _difference(row: dict[Hashable, Any]) -> str:
@@ -170,6 +287,9 @@ def _difference(row: dict[Hashable, Any]) -> str:
 def _bold_latex(text: str) -> str:
     """Bold digits are wider; hung to the left of a normal number's right end, they move nothing else."""
     return rf"\phantom{{{text}}}\llap{{\textbf{{{text}}}}}"
+
+
+LATEX_STYLE = (escape_latex, _bold_latex, r"\textit{{{}}}".format)
 
 
 def _decimals(metric: str, mean: pd.Series, sd: pd.Series) -> int:

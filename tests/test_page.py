@@ -1,4 +1,4 @@
-"""Does the HTML report work in a browser: no network, no error, tables sort, runs open, text stays text?"""
+"""Does the HTML report work in a browser: no network, no error, tables that sort, runs that open, text as text?"""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ldn.classifier import InputSpec, TargetSpec
 from ldn.config import AtLeast
-from studies.tasks.task import Data, Split, Task, fingerprint
+from studies.tasks.task import Data, Split, Task, fingerprint, floors
 
 View = Literal["rows", "pixels", "image"]
 EDGE = 8
@@ -89,13 +89,15 @@ class CuedDigits(Task):
         images, labels = digits()
         rng = np.random.default_rng(self.seed)
         parts = split_digits(len(labels), rng)
-        splits = []
+        splits, either = [], 0.0
         for part, count in zip(parts, (self.train, self.valid, self.test), strict=True):
             first, second = rng.choice(part, (2, count))
             cue = rng.integers(0, 2, count)  # 0 asks for the first digit, 1 for the second
             x = self.arrange(cue, images[first], images[second])
-            splits.append((x, np.where(cue == 0, labels[first], labels[second])))
-        return _data(splits, "as arranged")
+            y = np.where(cue == 0, labels[first], labels[second])
+            splits.append((x, y))
+            either = float(((labels[first] == y) / 2 + (labels[second] == y) / 2).mean())  # of test, which is last
+        return _data(splits, "as arranged", {"either digit, at random": either})
 
     def arrange(self, cue: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
         """Cue (n,) and digits (n, 8, 8) as this view lays them out. A cue is bright on one half, dark on the other."""
@@ -132,7 +134,7 @@ def _input(view: View, grid: tuple[int, int]) -> InputSpec:
     return InputSpec(kind=kind, length=height * width, channels=1, grid=grid)
 
 
-def _data(splits: list[tuple[np.ndarray, np.ndarray]], view: str) -> Data:
+def _data(splits: list[tuple[np.ndarray, np.ndarray]], view: str, shortcuts: dict[str, float] | None = None) -> Data:
     tensors = []
     for x, y in splits:
         if view == "pixels":
@@ -141,4 +143,5 @@ def _data(splits: list[tuple[np.ndarray, np.ndarray]], view: str) -> Data:
             x = x[:, None]
         tensors.append(Split(torch.from_numpy(np.ascontiguousarray(x, dtype=np.float32)), None, torch.from_numpy(y)))
     train, valid, test = tensors
-    return Data(train, valid, test, {"fingerprint": fingerprint(train, valid, test)})
+    provenance = {"fingerprint": fingerprint(train, valid, test), **floors(train, test, 10, shortcuts)}
+    return Data(train, valid, test, provenance)

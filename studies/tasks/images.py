@@ -19,7 +19,7 @@ from torch import Tensor
 from ldn.classifier import InputSpec, TargetSpec
 from ldn.config import AtLeast
 from studies.tasks.image_files import Images, read_cifar10, read_fashion_mnist
-from studies.tasks.task import Data, Split, Task, fingerprint
+from studies.tasks.task import Data, Split, Task, fingerprint, floors
 
 VALID = 5_000
 Kind = Literal["tokens", "pixels", "image"]
@@ -71,7 +71,8 @@ class ImageTask(Task):
             self._split(images.train[valid], images.train_labels[valid]),
             self._split(images.test, images.test_labels),
         )
-        return Data(*splits, {"fingerprint": fingerprint(*splits), "files": images.files})
+        known = floors(splits[0], splits[2], self.target.classes)
+        return Data(*splits, {"fingerprint": fingerprint(*splits), "files": images.files, **known})
 
     def _split(self, images: np.ndarray, labels: np.ndarray) -> Split:
         return Split(laid_out(torch.from_numpy(images), self.kind), None, torch.from_numpy(labels.astype(np.int64)))

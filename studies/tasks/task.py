@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,8 +39,8 @@ class Split:
 class Data:
     """A loaded task: its three splits, and where they came from.
 
-    `provenance` goes into the record as it is: a fingerprint of the tensors, and for data read
-    from files what their checksums said.
+    `provenance` goes into the record as it is: a fingerprint of the tensors, how many test examples there are, what
+    needs no model (`floors`), and for data read from files what their checksums said.
     """
 
     train: Split
@@ -74,6 +75,18 @@ class Task(Config, ABC):
     @abstractmethod
     def prepare(self, x: Tensor) -> Tensor:
         """A batch as stored -> as the model reads it (standardised, say); runs on the device, after augmentation."""
+
+
+def floors(train: Split, test: Split, classes: int, shortcuts: Mapping[str, float] | None = None) -> dict[str, Any]:
+    """What accuracy on `test` needs no model, for the record: {"floors": {name: accuracy}, "test_examples": n}.
+
+    "chance" names any class; "most frequent class" always names the one that is most frequent in `train`.
+    `shortcuts` are a task's own: what one may reach without doing what it asks.
+    """
+    commonest = int(torch.bincount(train.y, minlength=classes).argmax())
+    frequent = (test.y == commonest).double().mean().item()
+    named = {"chance": 1 / classes, "most frequent class": frequent, **(shortcuts or {})}
+    return {"floors": named, "test_examples": len(test)}
 
 
 def fingerprint(*splits: Split) -> str:

@@ -1,0 +1,135 @@
+"""How sure is each difference to the reference: over seeds, and over the examples that were tested?
+
+Two uncertainties: other seeds would train other weights (t interval, sign-flip and signed-rank tests, paired over
+seeds), and another test set would ask other examples (bootstrap and McNemar's test, over stored predictions, the
+trained weights given). Three seeds say little of the first, and thousands of examples much of the second.
+"""
+
+from __future__ import annotations
+
+import math
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from results import statistics
+from results.notes import number
+from results.record import run_folder
+from results.section import Gathered, Section
+from results.summary import CONFIDENCE, holm_within, measured, scale
+
+MOST_RUNS = 1_000  # predictions are read of no more: half a millisecond each, and a table of more arms is not read
+COLUMNS = ("example_low", "example_high", "example_p", "mcnemar_p")
+
+
+def over_examples(runs: Path, frame: pd.DataFrame) -> pd.DataFrame:
+    """For each arm, how its difference in test accuracy depends on the examples tested; COLUMNS, indexed by arm.
+
+    Over the seeds that are done of both the arm and its reference, where each of these runs has stored predictions of
+    the same examples; NaN elsewhere, and for all if the frame has more than MOST_RUNS runs. `mcnemar_p` is of mid-p,
+    the seeds' combined.
+    """
+    arms = frame["arm"].cat.categories
+    table = pd.DataFrame(math.nan, pd.CategoricalIndex(arms, arms, ordered=True, name="arm"), list(COLUMNS))
+    done = frame[frame["status"] == "done"]
+    if len(frame) > MOST_RUNS:
+        return table
+    answers = {(arm, seed): _answers(runs, run_id) for arm, seed, run_id in _cells(done, "arm", "seed", "run_id")}
+    compared = frame.drop_duplicates("arm")
+    for arm, reference in _cells(compared[compared["arm"].astype(str) != compared["reference"]], "arm", "reference"):
+        seeds = [seed for one, seed in answers if one == arm and (reference, seed) in answers]
+        pairs = [(answers[arm, seed], answers[reference, seed]) for seed in seeds]
+        known = [(a, b) for a, b in pairs if a is not None and b is not None and np.array_equal(a.label, b.label)]
+        if not pairs or len(known) < len(pairs):
+            continue
+        ours, theirs = np.stack([a.right for a, _ in known]), np.stack([b.right for _, b in known])
+        boot = statistics.bootstrap(ours, theirs, CONFIDENCE)
+        each = [statistics.mcnemar(a, b)[3] for a, b in zip(ours, theirs, strict=True)]
+        table.loc[arm] = [boot.low, boot.high, boot.p, statistics.combined(each)]
+    return table
+
+
+def section(gathered: Gathered) -> Section | None:
+    """Every interval and test of each difference, side by side; None where no two arms have a seed in common."""
+    summary = gathered.summary
+    compared = summary[summary["pairs"] > 0]
+    if compared.empty:
+        return None
+    metric = gathered.manifest.metric
+    values = measured(gathered.frame, metric)
+    by_seed = gathered.frame.assign(value=values).pivot(index="arm", columns="seed", values="value")
+    differences = by_seed.loc[compared["arm"]].to_numpy() - by_seed.loc[compared["reference"]].to_numpy()
+    t, wilcoxon = statistics.t_test(differences), statistics.wilcoxon(differences)
+    printed = {
+        "Arm": compared["arm"].astype(str).tolist(),
+        "Δ": _signed(compared["difference"], metric),
+        f"{CONFIDENCE:.0%} t interval": _interval(compared["low"], compared["high"], metric),
+        "pairs": compared["pairs"].tolist(),
+        "smallest p": _ps(compared["p_min"]),
+        "sign-flip": _ps(compared["p"]),
+        "Holm": _ps(compared["p_holm"]),
+        "Wilcoxon": _ps(wilcoxon),
+        "paired t": _ps(t),
+        "t, Holm": _ps(holm_within(compared["reference"], t)),
+    }
+    text = [
+        "Over seeds: the mean difference to the reference, paired over seeds, its t interval, and two-sided p of the "
+        "sign-flip test, of Wilcoxon's signed-rank test (zeros left out, ties share ranks, p exact up to "
+        f"{statistics.EXACT_PAIRS} pairs, by {statistics.DRAWS:,} random assignments of signs beyond) and of the t "
+        "test, which trusts the differences to be normal. Smallest p: what the first two can attain at best. Holm: "
+        "corrected over the arms with one reference."
+    ]
+    if set(COLUMNS) <= set(compared) and compared["example_p"].notna().any():
+        tested = compared["example_p"].to_numpy()
+        printed |= {
+            f"{CONFIDENCE:.0%} over examples": _interval(compared["example_low"], compared["example_high"], metric),
+            "bootstrap": _ps(tested),
+            "bootstrap, Holm": _ps(holm_within(compared["reference"], tested)),
+            "McNemar": _ps(compared["mcnemar_p"]),
+        }
+        text.append(
+            "Over test examples: what would change if others had been tested, these trained weights given; it knows "
+            "nothing of other seeds. Percentile interval and two-sided p of a paired bootstrap (10,000 draws of "
+            "examples, the same for both arms and all seeds), and McNemar's mid-p (of several seeds, twice the median)."
+        )
+    elif len(gathered.frame) > MOST_RUNS:
+        text.append(f"Stored predictions are not compared in a study of more than {MOST_RUNS:,} runs.")
+    return Section("Significance of the differences", text, {"significance": pd.DataFrame(printed)})
+
+
+@dataclass(frozen=True)
+class Answers:
+    """The true class of each test example (n,), and whether a run named it."""
+
+    label: np.ndarray
+    right: np.ndarray
+
+
+def _answers(runs: Path, run_id: str) -> Answers | None:
+    """What a run answered; None where it stored nothing that can be read."""
+    try:
+        with np.load(run_folder(runs, run_id) / "predictions.npz", allow_pickle=False) as stored:
+            return Answers(stored["label"], stored["predicted"] == stored["label"])
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None
+
+
+def _cells(frame: pd.DataFrame, *names: str) -> list[tuple[str, ...]]:
+    return list(zip(*(frame[name].astype(str) if name == "arm" else frame[name] for name in names), strict=True))
+
+
+def _signed(values: pd.Series, metric: str) -> list[str]:
+    decimals = 2 if scale(metric) == 100 else 4
+    return ["" if math.isnan(v) else f"{v * scale(metric):+z.{decimals}f}".replace("-", "−") for v in values]
+
+
+def _interval(low: pd.Series, high: pd.Series, metric: str) -> list[str]:
+    ends = zip(_signed(low, metric), _signed(high, metric), strict=True)
+    return [f"[{a}, {b}]" if a else "" for a, b in ends]
+
+
+def _ps(values: np.ndarray | pd.Series) -> list[str]:
+    return [number(p) for p in values]
