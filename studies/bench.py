@@ -23,6 +23,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from results.record import CostRecord, write_cost
+from studies.executors import places
 from studies.isolated import Isolated, Metered, Workload
 from studies.meter import measure
 from studies.provenance import provenance
@@ -48,6 +49,24 @@ class Settings:
     modes: tuple[bool, ...] = (False,)
     seconds: float = 0.5
     longest: float = 10.0
+
+
+def settings(device: str, threads: int | None, compile: bool | None, seconds: float, longest: float) -> Settings:
+    """As the device wants it: float32, eager, on a CPU with all its cores; bfloat16, eager and compiled, on a GPU.
+
+    Raises ValueError where there is no such device.
+    """
+    place = places(Path(), Path(), device, 1, 1, False)[0]
+    gpu = place.device != "cpu"
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return Settings(
+        device=place.device,
+        threads=threads or cores,
+        dtype="bfloat16" if gpu else "float32",
+        modes=(False, True) if (gpu if compile is None else compile) else (False,),
+        seconds=seconds,
+        longest=longest,
+    )
 
 
 @dataclass(frozen=True)
@@ -133,7 +152,7 @@ class Round:
 
     def _prepare(self, index: int, compiled: bool) -> None:
         """Start the process of a subject and let it make its first calls."""
-        subject, settings = self.subjects[index], self.settings
+        settings = self.settings
         points = {work: Point(index, compiled, work) for work in PASSES}
         for point in points.values():
             self.records[point] = self._record(point)
@@ -196,7 +215,9 @@ class Round:
         elif last.status == "done":
             expected = last.median * (record.tokens / last.tokens) ** _growth(same)
             if expected > longest:
-                why = f"one pass over {record.tokens:,} tokens would take about {expected:.0f} s (--longest {longest:g})"
+                why = (
+                    f"one pass over {record.tokens:,} tokens would take about {expected:.0f} s (--longest {longest:g})"
+                )
                 _fill(record, Unmeasured("skipped", why))
         return record.status == "skipped"
 
@@ -257,10 +278,10 @@ def _fill(record: CostRecord, outcome: Timing | Unmeasured) -> None:
 
 
 def _growth(records: list[CostRecord]) -> float:
-    """The exponent between the last two lengths that were measured; 2 where only one was."""
+    """The exponent between the last two lengths that were measured; 1 where only one was."""
     done = [record for record in records if record.status == "done"]
     if len(done) < 2:
-        return 2.0
+        return 1.0
     before, last = done[-2:]
     return min(2.0, max(1.0, math.log(last.median / before.median) / math.log(last.tokens / before.tokens)))
 

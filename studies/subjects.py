@@ -72,6 +72,21 @@ class Subject:
         return x.to(device), None if lengths is None else lengths.to(device), y.to(device)
 
 
+def parse_lengths(text: str) -> tuple[int, ...]:
+    """As in "1024,2048" or "1K,2K"; nothing is the default, "none" none at all. Raises ValueError."""
+    if not text.strip():
+        return LENGTHS
+    if text.strip() == "none":
+        return ()
+    lengths = []
+    for part in text.split(","):
+        digits, kilo = part.strip().upper().removesuffix("K"), part.strip().upper().endswith("K")
+        if not digits.isdecimal() or not int(digits):
+            raise ValueError(f"--lengths takes numbers of tokens, as in 1024,2048 or 1K,2K, not {text!r}")
+        lengths.append(int(digits) * (1024 if kilo else 1))
+    return tuple(sorted(set(lengths)))
+
+
 def preset(lengths: Iterable[int], batch: int) -> list[Subject]:
     """Every model of the table at every length."""
     target = TargetSpec(classes=CLASSES)

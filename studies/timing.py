@@ -146,7 +146,7 @@ def peak_memory(device: torch.device, before: int) -> Iterator[Held]:
     gc.collect()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         yield held
-    events = profiler.profiler.kineto_results.events()  # type: ignore[union-attr]
+    events = profiler.profiler.kineto_results.events()
     changes = [event.nbytes() for event in events if event.name() == "[memory]"]
     held.bytes = before + max(0, *np.cumsum([0, *changes]).tolist(), 0)
 
