@@ -150,7 +150,7 @@ def bench(
     runs: Runs = Path("runs"),
     out: Annotated[Path, typer.Option(help="Where reports are written.", envvar="LDN_REPORTS")] = Path("reports"),
 ) -> None:
-    """Measure time, memory and multiply-adds over lengths, all models in turns. Needs a machine that does nothing else."""
+    """Measure time, memory and multiply-adds over lengths, all models in turns. Nothing else should run beside it."""
     from results.costs import cost_frame, print_costs, write_costs
     from studies import subjects
     from studies.bench import bench as measure

@@ -25,7 +25,7 @@ class Ceilings:
 
 def ceilings(device: torch.device, dtype: torch.dtype, threads: int, seconds: float) -> Ceilings:
     """Measure both in turns, in a process of their own. Raises Unmeasured where even these do not fit."""
-    size, edge = (2**30, 8192) if device.type == "cuda" else (2**28, 2048)  # far larger than any cache
+    size, edge = (2**30, 8192) if device.type == "cuda" else (2**27, 2048)  # far larger than any cache
     child = Isolated(partial(_workload, device, dtype, size, edge), device, threads, patience=120)
     try:
         names = ("copy", "matmul")
