@@ -7,7 +7,8 @@ A row always holds `arm` (an ordered categorical, in the study's order), `refere
     model.* task.* optim.* budget.*     the run's spec, nested fields joined by dots; empty: at its default
     spec.*                              the spec's other fields
     train.* valid.* test.*              metrics; `train.steps` and `train.best_step` beside them
-    cost.* data.*                       parameters and multiply-adds; the data's fingerprint
+    cost.* data.*                       parameters and multiply-adds, throughput and memory where `bench` measured
+                                        them on the task's own input; the data's fingerprint
     env.*                               the last attempt; `env.attempts` and `env.seconds` count all of them
 
 A cell whose run has no record yet is a row too: `missing`, `running` or `stopped`. So is one whose record
@@ -23,6 +24,7 @@ from typing import Any
 
 import pandas as pd
 
+from results.costs import MeasuredRuns
 from results.record import CorruptFile, Manifest, RunRecord, read_json, read_manifest, read_record, run_folder
 
 PREFIXES = ["factor", "model", "task", "optim", "budget", "spec", "train", "valid", "test", "cost", "data", "env"]
@@ -31,7 +33,8 @@ PREFIXES = ["factor", "model", "task", "optim", "budget", "spec", "train", "vali
 def gather(runs: Path, study: str) -> pd.DataFrame:
     """One row for every cell of the study's manifest, arms in the study's order."""
     manifest = manifest_of(runs, study)
-    frame = pd.DataFrame([_row(runs, cell) for cell in manifest.cells])
+    measured = MeasuredRuns(runs)
+    frame = pd.DataFrame([_row(runs, cell, measured) for cell in manifest.cells])
     compared = {arm["label"]: arm["reference"] for arm in manifest.arms}
     frame.insert(1, "reference", frame["arm"].map(compared))
     frame["arm"] = pd.Categorical(frame["arm"], list(compared), ordered=True)
@@ -71,7 +74,7 @@ def manifest_of(runs: Path, study: str) -> Manifest:
     return manifest
 
 
-def _row(runs: Path, cell: dict[str, Any]) -> dict[str, Any]:
+def _row(runs: Path, cell: dict[str, Any], measured: MeasuredRuns) -> dict[str, Any]:
     run_id = cell["run_id"]
     row = {"arm": cell["arm"], "seed": cell["seed"], "run_id": run_id}
     try:
@@ -80,7 +83,7 @@ def _row(runs: Path, cell: dict[str, Any]) -> dict[str, Any]:
     except CorruptFile as error:
         record, status, reason = None, "corrupt", str(error)
     row |= {"status": status, "reason": " ".join(reason.split())} | _flat("factor", cell["factors"])
-    return row | _fields(record) if record else row
+    return row | _fields(record) | measured.of(record) if record else row
 
 
 def _without_record(folder: Path) -> tuple[str, str]:

@@ -55,7 +55,8 @@ def page(
 ) -> str:
     """The report of a study as one HTML document, made to lie in `folder`: from there it links to the runs' files.
 
-    `others` are the rows that stand apart from the arms (`results.apart`), `missing` says why runs are missing, `notes` what a reader of the table must know, as in the other reports.
+    `others` are the rows that stand apart from the arms (`results.apart`).
+    `missing` says why runs are missing, `notes` what a reader of the table must know, as in the other reports.
     """
     manifest = gathered.manifest
     shown = [(section, [image(name, drawn) for name, drawn in section.figures.items()]) for section in sections]

@@ -11,6 +11,7 @@
                        /tuning.log      the Optuna journal of its tuning, rebuilt from trials.json when lost
                        /trials.json     TuningRecord with all trials
     <study file>.tuned.json             TuningRecord without the trials, beside the study's file
+    runs/costs/<cost_id>.json           CostRecord, of one pass of one model over one input on one device
 
 Files are written beside their place and renamed, so a reader sees the old one or the new one, never half of one.
 """
@@ -18,7 +19,9 @@ Files are written beside their place and renamed, so a reader sees the old one o
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
+import math
 import os
 import tempfile
 from collections.abc import Callable
@@ -106,6 +109,55 @@ class TuningRecord:
     schema: int = SCHEMA
 
 
+CostStatus = Literal["done", "out of memory", "refused", "skipped", "failed"]
+
+
+@dataclass(kw_only=True)
+class CostRecord:
+    """What one pass of a model over one input cost on one device, or why that is not known.
+
+    `model` is canonical, as in a run's spec, and so is `task`, which is empty where the input belongs to no task;
+    `input` says what was read (kind, length, ...), of which `tokens` is what throughput counts. The values read are
+    random in any case. `seconds` holds the time of a pass in each timed block, `median`, `low` and `high` their median
+    and quartiles, `iterations` how many passes all blocks held. `peak_bytes` is what the device's allocator held at
+    most, weights, input and gradients included, `moved_bytes` what the pass's operations read and wrote, each by
+    itself (0: not known, as under compilation, which merges them). `gmac` is of the forward pass of one example.
+    `copy_gb_s` and `matmul_tflop_s` are the device's ceilings as measured beside it. What is unknown is NaN or 0.
+    """
+
+    label: str
+    model: dict[str, Any]
+    task: dict[str, Any]
+    input: dict[str, Any]
+    tokens: int
+    batch: int
+    dtype: Literal["float32", "bfloat16"]
+    work: Literal["forward", "forward+backward"]
+    compiled: bool
+    status: CostStatus
+    reason: str = ""
+    seconds: list[float] = field(default_factory=list)
+    median: float = math.nan
+    low: float = math.nan
+    high: float = math.nan
+    iterations: int = 0
+    peak_bytes: int = 0
+    moved_bytes: int = 0
+    params: int = 0
+    gmac: float = math.nan
+    copy_gb_s: float = math.nan
+    matmul_tflop_s: float = math.nan
+    env: dict[str, Any] = field(default_factory=dict)
+    schema: int = SCHEMA
+
+    @property
+    def cost_id(self) -> str:
+        """Of what was measured and where: measuring it again replaces the record. The label is no part of it."""
+        where = {name: self.env.get(name) for name in ("node", "device", "threads")}
+        what = [self.model, self.task, self.input, self.batch, self.dtype, self.work, self.compiled, where]
+        return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
+
+
 class CorruptFile(ValueError):
     """A file of ours that cannot be read; the message says which, why, and what to do."""
 
@@ -156,6 +208,24 @@ def read_tuning(path: Path) -> TuningRecord | None:
     """The TuningRecord in `path`; None if there is no such file. Raises CorruptFile."""
     plain = read_json(path, "delete it and call `python -m studies tune` again, which writes it anew from its runs")
     return None if plain is None else _from_plain(TuningRecord, plain, path)
+
+
+def write_cost(runs: Path, record: CostRecord) -> Path:
+    """Write a cost record in place of the last one of the same measurement; where it lies."""
+    path = runs / "costs" / f"{record.cost_id}.json"
+    write_json(path, dataclasses.asdict(record))
+    return path
+
+
+def read_cost(path: Path) -> CostRecord:
+    """A cost record. Raises CorruptFile, and FileNotFoundError where there is none."""
+    plain = read_json(path, "delete it and measure again")
+    if plain is None:
+        raise FileNotFoundError(f"there is no cost record {path}")
+    record: CostRecord = _from_plain(CostRecord, plain, path)
+    if record.status not in get_args(CostStatus):
+        raise CorruptFile(f"{path} has the unknown status {record.status!r}; known: {', '.join(get_args(CostStatus))}")
+    return record
 
 
 def _from_plain(cls: type, plain: dict[str, Any], path: Path) -> Any:

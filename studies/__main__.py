@@ -206,6 +206,41 @@ def status(name: Name, runs: Runs = Path("runs")) -> None:
         console.print(f"{cell} [dim]{row.run_id!s}[/]", highlight=False)
 
 
+@app.command()
+def bench(
+    name: Annotated[str | None, typer.Argument(help="A study, to measure its arms; without, every model.")] = None,
+    lengths: Annotated[str, typer.Option(help="Numbers of tokens; 'none' for a study's own inputs only.")] = "",
+    batch: Annotated[int | None, typer.Option(min=1, help="At these lengths; by default 1, on a GPU 8.")] = None,
+    compile: Annotated[bool | None, typer.Option("--compile/--no-compile", help="Compiled too (default: GPU).")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; by default one a core.")] = None,
+    seconds: Annotated[float, typer.Option(min=0.01, help="Timed seconds of each measurement.")] = 0.5,
+    longest: Annotated[float, typer.Option(min=0.01, help="Skip passes expected to take more seconds.")] = 10,
+    runs: Runs = Path("runs"),
+    out: Annotated[Path, typer.Option(help="Where reports are written.", envvar="LDN_REPORTS")] = Path("reports"),
+) -> None:
+    """Measure time, memory and multiply-adds over lengths, all models in turns. Nothing else should run beside it."""
+    from results.costs import cost_frame, print_costs, write_costs
+    from studies import subjects
+    from studies.bench import bench as measure
+    from studies.bench import settings
+
+    how = settings(device, threads, compile, seconds, longest)
+    wanted = subjects.parse_lengths(lengths)
+    size = batch or (1 if how.device == "cpu" else 8)
+    if name is None:
+        stem, title, chosen = "bench", "What every model costs", subjects.preset(wanted, size)
+    else:
+        path = catalogue.source(name)
+        stem, title = f"bench-{path.stem}", f"What the arms of {path.stem} cost"
+        chosen = subjects.of_study(catalogue.load(path), wanted, size)
+    if not chosen:
+        raise ValueError("there is nothing to measure: give --lengths, or a study")
+    with console.status("") as shown:
+        frame = cost_frame(measure(chosen, how, runs, lambda line: shown.update(escape(line))))
+    print_costs(console, frame, title, write_costs(frame, title, out / stem))
+
+
 def refuse(sentence: str) -> None:
     """Say what is wrong and leave with exit code 2."""
     Console(stderr=True).print(f"[red]error:[/] {escape(sentence)}", highlight=False, soft_wrap=True)

@@ -12,7 +12,7 @@ import json
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from ldn.classifier import ModelConfig
+from ldn.classifier import InputSpec, ModelConfig
 from ldn.config import AtLeast, Between, Config, refuse_unknown
 from studies.tasks.task import Task
 
@@ -92,9 +92,14 @@ def canonical(spec: RunSpec) -> dict[str, Any]:
     others are dropped.
     """
     plain = {"schema": SCHEMA, **_plain(spec, set())}
-    plain["model"] = {"name": spec.model.name, **_plain(spec.model, spec.model.without_effect(spec.task.input))}
+    plain["model"] = canonical_model(spec.model, spec.task.input)
     plain["task"] = {"name": spec.task.name, **_plain(spec.task, set())}
     return plain
+
+
+def canonical_model(model: ModelConfig, input: InputSpec) -> dict[str, Any]:
+    """The model's part of the canonical content, for what it is fed."""
+    return {"name": model.name, **_plain(model, model.without_effect(input))}
 
 
 def _plain(config: Any, dropped: set[str]) -> dict[str, Any]:

@@ -1,0 +1,86 @@
+"""How does the time of a pass grow with the length? Log-log, a line a model, a panel a pass."""
+
+from __future__ import annotations
+
+import math
+
+import matplotlib
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, NullLocator
+
+from results.figures.style import COLOURS, GREY, LONG, MARKERS, PAGE, STYLE
+
+UNKNOWN = {"out of memory": ("x", "out of memory"), "skipped": ("+", "not run: too long")}
+
+
+def length_scaling(frame: pd.DataFrame, exponents: pd.DataFrame) -> Figure:
+    """Median time of a pass over N with its quartiles; compiled dashed; what has no time is marked on the top edge.
+
+    `frame` and `exponents` are those of `results.costs`. The legend gives each model's exponent in N, of the
+    last panel's pass, eager where it was measured so.
+    """
+    works = [work for work in ("forward", "forward+backward") if (frame["work"] == work).any()]
+    names = list(dict.fromkeys(frame["label"]))
+    colour = {name: COLOURS[i % len(COLOURS)] if i else "black" for i, name in enumerate(names, start=0)}
+    marker = {name: MARKERS[i % len(MARKERS)] for i, name in enumerate(names)}
+    columns = 3 if max(map(len, names)) <= LONG else 2
+    with matplotlib.rc_context(STYLE):
+        height = 2.7 + 0.14 * math.ceil((len(names) + 3) / columns)
+        figure = Figure(figsize=(PAGE, height), layout="constrained")
+        panels = figure.subplots(1, len(works), sharey=True, squeeze=False)[0]
+        for axes, work in zip(panels, works, strict=True):
+            rows = frame[frame["work"] == work]
+            for place, name in enumerate(names):
+                for compiled in (False, True):
+                    series = rows[(rows["label"] == name) & (rows["compiled"] == compiled)].sort_values("tokens")
+                    _draw(axes, series[series["status"] == "done"], colour[name], marker[name], compiled)
+                    _mark(axes, series, colour[name], place / len(names))
+            axes.set(xscale="log", yscale="log", xlabel="Tokens N", title=work.capitalize())
+            lengths = sorted(frame["tokens"].unique())
+            axes.set_xticks(lengths, labels=[_short(n) for n in lengths])
+            axes.xaxis.set_minor_locator(NullLocator())
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axes.grid(True)
+        panels[0].set_ylabel("Time of a pass (ms)")
+        handles = [
+            Line2D([], [], color=colour[name], marker=marker[name], label=f"{name}{_power(exponents, name, works[-1])}")
+            for name in names
+        ]
+        if frame["compiled"].any():
+            handles.append(Line2D([], [], color=GREY, linestyle="--", label="compiled"))
+        for status, (sign, text) in UNKNOWN.items():
+            if (frame["status"] == status).any():
+                handles.append(Line2D([], [], color=GREY, marker=sign, linestyle="", label=text))
+        figure.legend(handles=handles, loc="outside lower center", ncols=columns)
+    return figure
+
+
+def _draw(axes: Axes, series: pd.DataFrame, colour: object, marker: str, compiled: bool) -> None:
+    line = {"color": colour, "linestyle": "--" if compiled else "-", "marker": marker, "markersize": 3.5}
+    axes.plot(series["tokens"], series["median"] * 1e3, **line)  # type: ignore[arg-type]
+    axes.vlines(series["tokens"], series["low"] * 1e3, series["high"] * 1e3, color=colour, linewidth=0.8)
+
+
+def _mark(axes: Axes, series: pd.DataFrame, colour: object, shift: float) -> None:
+    """Signs along the top edge, a little apart for each model, so that none hides another."""
+    top = axes.get_xaxis_transform()  # x in data, y in parts of the axes
+    for status, (sign, _) in UNKNOWN.items():
+        for n in series.loc[series["status"] == status, "tokens"]:
+            axes.plot(n, 1.02 - 0.25 * shift, sign, color=colour, markersize=4, clip_on=False, transform=top)
+
+
+def _power(exponents: pd.DataFrame, name: str, work: str) -> str:
+    fits = exponents[(exponents["label"] == name) & (exponents["work"] == work)].sort_values("compiled")
+    fits = fits[fits["exponent"].notna()]
+    if fits.empty:
+        return ""
+    fit = fits.iloc[0]
+    margin = "" if math.isnan(fit["low"]) else f" ± {(fit['high'] - fit['low']) / 2:.2f}"
+    return f": N^{fit['exponent']:.2f}{margin}"
+
+
+def _short(n: int) -> str:
+    return f"{n // 1024}K" if n % 1024 == 0 else f"{n:,}"

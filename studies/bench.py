@@ -1,0 +1,295 @@
+"""What does every model cost, over lengths? One exclusive pass over all of them, in turns, into cost records.
+
+At one length each model waits in a process of its own; the timed blocks of all models, passes and modes take turns.
+Parameters and multiply-adds come from `studies.meter`. What cannot be measured is a record too: out of memory,
+refused by the model, or skipped because one pass would take too long.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import math
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from torch.nn.functional import cross_entropy
+
+from results.record import CostRecord, write_cost
+from studies.executors import places
+from studies.isolated import Isolated, Metered, Workload
+from studies.meter import measure
+from studies.provenance import provenance
+from studies.roofline import Ceilings, ceilings
+from studies.subjects import Subject
+from studies.timing import Timing, Unmeasured, interleaved
+
+Pass = Literal["forward", "forward+backward"]
+PASSES: tuple[Pass, ...] = get_args(Pass)
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+AT_ONCE = 24  # models that wait side by side; more are measured in several rounds
+LOCK = Path(tempfile.gettempdir()) / "ldn-bench.lock"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How it is measured. `seconds` are those of one measurement's timed blocks (its warm-up takes as many); a pass
+    expected to take more than `longest` seconds is skipped. `modes`: False is eager, True compiled."""
+
+    device: str = "cpu"
+    threads: int = 1
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    modes: tuple[bool, ...] = (False,)
+    seconds: float = 0.5
+    longest: float = 10.0
+
+
+def settings(device: str, threads: int | None, compile: bool | None, seconds: float, longest: float) -> Settings:
+    """As the device wants it: float32, eager, on a CPU with all its cores; bfloat16, eager and compiled, on a GPU.
+
+    Raises ValueError where there is no such device.
+    """
+    place = places(Path(), Path(), device, 1, 1, False)[0]
+    gpu = place.device != "cpu"
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return Settings(
+        device=place.device,
+        threads=threads or cores,
+        dtype="bfloat16" if gpu else "float32",
+        modes=(False, True) if (gpu if compile is None else compile) else (False,),
+        seconds=seconds,
+        longest=longest,
+    )
+
+
+@dataclass(frozen=True)
+class Point:
+    """One measurement: a pass of a subject, eager or compiled."""
+
+    subject: int  # its place in the round
+    compiled: bool
+    work: Pass
+
+
+@contextmanager
+def exclusive(path: Path = LOCK) -> Iterator[None]:
+    """Hold this machine's bench lock. Raises ValueError if another bench does: two would spoil each other's times."""
+    try:
+        file = path.open("rb")  # another user's file may be read, not written
+    except FileNotFoundError:
+        path.touch()
+        file = path.open("rb")
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(
+                f"another bench is measuring on this machine (it holds {path}); wait until it has ended: "
+                "side by side, neither would measure anything"
+            ) from None
+        yield
+
+
+def bench(
+    subjects: Sequence[Subject], settings: Settings, runs: Path, report: Callable[[str], None] = lambda line: None
+) -> list[CostRecord]:
+    """Measure all subjects, those of one number of tokens together; the records, written as they are made.
+
+    Raises ValueError if another bench runs on this machine, OSError when a record cannot be written.
+    """
+    with exclusive():
+        report("the device's ceilings")
+        device = torch.device(settings.device)
+        env = provenance(device, settings.threads) | {"load": round(os.getloadavg()[0], 2), **_versions(device)}
+        try:
+            most = ceilings(device, DTYPES[settings.dtype], settings.threads, settings.seconds)
+        except Unmeasured:
+            most = Ceilings(float("nan"), float("nan"))
+        records: list[CostRecord] = []
+        for group in _rounds(subjects):
+            tokens = {subject.tokens for subject in group}
+            report(f"{len(group)} models at {', '.join(f'{n:,}' for n in sorted(tokens))} tokens")
+            for record in Round(group, settings, records, report).measure():
+                record.env, record.copy_gb_s, record.matmul_tflop_s = env, most.copy_gb_s, most.matmul_tflop_s
+                write_cost(runs, record)
+                records.append(record)
+        return records
+
+
+class Round:
+    """The subjects that are measured in turns, each in its own process for each mode."""
+
+    def __init__(
+        self, subjects: Sequence[Subject], settings: Settings, former: list[CostRecord], report: Callable[[str], None]
+    ) -> None:
+        self.subjects, self.settings, self.former, self.report = subjects, settings, former, report
+        self.children: dict[tuple[int, bool], Isolated] = {}
+        self.records: dict[Point, CostRecord] = {}
+        self.metered: dict[Point, Metered] = {}
+
+    def measure(self) -> list[CostRecord]:
+        try:
+            for index, subject in enumerate(self.subjects):
+                for compiled in self.settings.modes:
+                    self.report(f"{subject.label}, {subject.tokens:,} tokens{', compiled' if compiled else ''}")
+                    self._prepare(index, compiled)
+            self.report("timed blocks, all models in turns")
+            turns = {p: partial(self.children[p.subject, p.compiled].turn, p.work) for p in self.metered}
+            took = {point: metered.took for point, metered in self.metered.items()}
+            for point, timing in interleaved(turns, took, self.settings.seconds).items():
+                _fill(self.records[point], timing)
+        finally:
+            for child in self.children.values():
+                child.close()
+        return list(self.records.values())
+
+    def _prepare(self, index: int, compiled: bool) -> None:
+        """Start the process of a subject and let it make its first calls."""
+        settings = self.settings
+        points = {work: Point(index, compiled, work) for work in PASSES}
+        for point in points.values():
+            self.records[point] = self._record(point)
+        if all([self._too_long(point) for point in points.values()]):  # both are asked: each says why
+            return
+        try:
+            facts = self._start(index, compiled).facts()
+        except Unmeasured as fault:
+            for point in points.values():
+                _fill(self.records[point], fault)
+            return
+        for point in points.values():
+            record = self.records[point]
+            record.params, record.gmac = facts["params"], facts["gmac"]
+            if record.status == "skipped":
+                continue
+            try:
+                child = self.children[index, compiled]
+                self.metered[point] = metered = child.meter(point.work, settings.seconds, not compiled)
+                record.peak_bytes, record.moved_bytes = metered.peak_bytes, metered.moved_bytes
+            except Unmeasured as fault:
+                _fill(record, fault)
+
+    def _start(self, index: int, compiled: bool) -> Isolated:
+        settings = self.settings
+        build = partial(workload, self.subjects[index], settings.device, settings.dtype, compiled)
+        patience = 10 * settings.longest + (600 if compiled else 60)
+        try:
+            child = Isolated(build, torch.device(settings.device), settings.threads, patience)
+        except (AttributeError, TypeError, ImportError) as error:  # what pickle raises
+            raise Unmeasured("failed", f"the model's class cannot be sent to another process ({error})") from None
+        self.children[index, compiled] = child
+        return child
+
+    def _record(self, point: Point) -> CostRecord:
+        subject = self.subjects[point.subject]
+        return CostRecord(
+            label=subject.label, model=subject.plain_model, task=subject.task,
+            input=dataclasses.asdict(subject.input), tokens=subject.tokens, batch=subject.batch,
+            dtype=self.settings.dtype, work=point.work, compiled=point.compiled, status="failed",
+        )  # fmt: skip
+
+    def _too_long(self, point: Point) -> bool:
+        """Whether a pass would take longer than allowed, by the times of the same model at smaller lengths.
+
+        Between lengths time is taken to grow as it last did, at least linearly, at most as the square.
+        """
+        record, longest = self.records[point], self.settings.longest
+        same = [
+            r for r in self.former
+            if not r.task and r.tokens < record.tokens and (r.label, r.model, r.batch, r.work, r.compiled)
+            == (record.label, record.model, record.batch, record.work, record.compiled)
+        ]  # fmt: skip
+        if record.task or not same:
+            return False
+        same.sort(key=lambda r: r.tokens)
+        last = same[-1]
+        if last.status == "skipped":
+            _fill(record, Unmeasured("skipped", last.reason))
+        elif last.status == "done":
+            expected = last.median * (record.tokens / last.tokens) ** _growth(same)
+            if expected > longest:
+                why = (
+                    f"one pass over {record.tokens:,} tokens would take about {expected:.0f} s (--longest {longest:g})"
+                )
+                _fill(record, Unmeasured("skipped", why))
+        return record.status == "skipped"
+
+
+def workload(subject: Subject, device: str, dtype: str, compiled: bool) -> Workload:
+    """Build a subject's network and its two passes; runs in the process that measures them.
+
+    The backward pass is of the cross-entropy, down to every parameter's gradient, without an optimiser's step.
+    """
+    place = torch.device(device)
+    torch.manual_seed(0)
+    network = subject.model.build(subject.input, subject.target)
+    with torch.no_grad():
+        cost = measure(network, subject.input)
+    network.to(place)
+    x, lengths, y = subject.example(place)
+    call = torch.compile(network, dynamic=False) if compiled else network
+    autocast = torch.autocast(place.type, torch.bfloat16, enabled=dtype == "bfloat16")
+    parameters = list(network.parameters())
+
+    def forward() -> None:
+        if network.training:
+            network.eval()
+        with torch.no_grad(), autocast:
+            call(x, lengths)
+
+    def forward_backward() -> None:
+        if not network.training:
+            network.train()
+        drop_gradients()
+        with autocast:
+            logits = call(x, lengths)
+        cross_entropy(logits.float(), y).backward()
+
+    def drop_gradients() -> None:
+        for parameter in parameters:
+            parameter.grad = None
+
+    tensors = [*parameters, *network.buffers(), x, y, *([] if lengths is None else [lengths])]
+    held = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    facts = {"params": cost.params, "gmac": cost.gmac}
+    return Workload({"forward": forward, "forward+backward": forward_backward}, held, facts, drop_gradients)
+
+
+def _rounds(subjects: Sequence[Subject]) -> list[Sequence[Subject]]:
+    """Subjects on inputs of their tasks, then those of each length from the shortest on, so many at a time."""
+    groups = [[s for s in subjects if s.task]]
+    groups += [[s for s in subjects if not s.task and s.tokens == n] for n in sorted({s.tokens for s in subjects})]
+    return [group[i : i + AT_ONCE] for group in groups for i in range(0, len(group), AT_ONCE)]
+
+
+def _fill(record: CostRecord, outcome: Timing | Unmeasured) -> None:
+    if isinstance(outcome, Unmeasured):
+        record.status, record.reason = outcome.status, outcome.reason
+        return
+    record.status, record.seconds, record.iterations = "done", outcome.seconds, outcome.iterations
+    record.low, record.median, record.high = outcome.quartiles
+
+
+def _growth(records: list[CostRecord]) -> float:
+    """The exponent between the last two lengths that were measured; 1 where only one was."""
+    done = [record for record in records if record.status == "done"]
+    if len(done) < 2:
+        return 1.0
+    before, last = done[-2:]
+    return min(2.0, max(1.0, math.log(last.median / before.median) / math.log(last.tokens / before.tokens)))
+
+
+def _versions(device: torch.device) -> dict[str, Any]:
+    """What else a time on a GPU depends on."""
+    if device.type != "cuda":
+        return {}
+    import triton
+
+    return {"cuda": torch.version.cuda, "triton": triton.__version__}

@@ -1,0 +1,176 @@
+"""How is something measured without taking the machine down? In a process of its own, with a limit on its memory.
+
+A model that does not fit is a result like any other. On a CPU the system would kill some process for it, or swap; so
+a child may hold at most 9/10 of the memory that was free when it began, beyond which allocation fails and is
+reported. A child that dies all the same takes one measurement with it. The children are forked from a server that has
+imported torch and computed nothing: each starts in milliseconds and shares no thread with another.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import resource
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from studies.timing import Traffic, Unmeasured, Work, block, peak_memory, warm_up
+
+SHARE = 0.9  # of the free memory that a measurement may take
+GROUPS = (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"))
+SIGNS = ("can't allocate memory", "not enough memory", "out of memory", "could not create a memory", "bad_alloc")
+
+
+@dataclass
+class Workload:
+    """What a child measures: work by name, tensors that exist throughout (`held` bytes), and what is known of it."""
+
+    works: dict[str, Work]
+    held: int = 0
+    facts: dict[str, Any] = field(default_factory=dict)
+    tidy: Callable[[], None] = lambda: None  # let go of what a call has left behind
+
+
+@dataclass(frozen=True)
+class Metered:
+    """What the first calls of a work tell: seconds of a call, peak and moved bytes (0: not counted)."""
+
+    took: float
+    peak_bytes: int
+    moved_bytes: int
+
+
+class Isolated:
+    """A child process with one workload; it computes only while a method here waits for it."""
+
+    def __init__(self, build: Callable[[], Workload], device: torch.device, threads: int, patience: float) -> None:
+        os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # the profiler else writes to the terminal each time it starts
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload([__name__])
+        self.patience = patience
+        self.pipe, theirs = context.Pipe()
+        self.process = context.Process(target=_serve, args=(theirs, build, device, threads), daemon=True)
+        self.process.start()
+        theirs.close()
+
+    def facts(self) -> dict[str, Any]:
+        """Build the workload; what it knows of itself. Raises Unmeasured, as the other two do."""
+        return self._ask("facts")
+
+    def meter(self, name: str, seconds: float, count: bool) -> Metered:
+        """Call a work for the first times: its peak, its traffic (if `count`), then the warm-up."""
+        return self._ask("meter", name, seconds, count)
+
+    def turn(self, name: str, calls: int) -> float:
+        """One timed block: seconds a call."""
+        return self._ask("turn", name, calls)
+
+    def close(self) -> None:
+        self.pipe.close()
+        self.process.join(1)
+        self.process.kill()
+        self.process.join()
+
+    def _ask(self, *question: Any) -> Any:
+        try:
+            self.pipe.send(question)
+            if not self.pipe.poll(self.patience):
+                self.process.kill()
+                raise Unmeasured("skipped", f"it had not ended after {self.patience:.0f} s")
+            answer = self.pipe.recv()
+        except (EOFError, OSError):
+            self.process.join()
+            raise _death(self.process.exitcode) from None
+        if isinstance(answer, Unmeasured):
+            raise answer
+        return answer
+
+
+def _serve(pipe: Connection, build: Callable[[], Workload], device: torch.device, threads: int) -> None:
+    """The life of a child: answer questions until the pipe closes."""
+    torch.set_num_threads(threads)
+    if device.type == "cpu":
+        limit_memory()
+    workload: Workload | None = None
+    with suppress(EOFError, OSError, KeyboardInterrupt):
+        while True:
+            question, *arguments = pipe.recv()
+            answer: Any
+            try:
+                workload = workload or build()
+                answer = workload.facts if question == "facts" else _answer(workload, question, device, *arguments)
+            except ValueError as error:  # a model that does not take this input says so
+                answer = Unmeasured("refused", str(error))
+            except Exception as error:
+                answer = _fault(error, device)
+            if workload is not None:
+                workload.tidy()
+            if device.type == "cuda":
+                torch.cuda.empty_cache()  # others have their turn now
+            pipe.send(answer)
+
+
+def _answer(workload: Workload, question: str, device: torch.device, name: str, *arguments: Any) -> Any:
+    work = workload.works[name]
+    if question == "turn":
+        return block(work, arguments[0], device)
+    seconds, count = arguments
+    if not count:
+        work()  # compiles; what that holds is no part of the pass
+        workload.tidy()
+    traffic = Traffic()
+    with peak_memory(device, workload.held) as held:
+        if count:
+            with traffic:
+                work()
+        else:
+            work()
+    return Metered(warm_up(work, device, seconds), held.bytes, traffic.bytes)
+
+
+def limit_memory() -> None:
+    """Let this process allocate 9/10 of the memory that is free now, and no more. Where the system has such limits."""
+    if (free := free_memory()) is not None and hasattr(resource, "RLIMIT_DATA"):
+        limit = _kilobytes("/proc/self/status", "VmData:") + int(SHARE * free)
+        _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+        if hard == resource.RLIM_INFINITY or limit < hard:
+            resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
+
+
+def free_memory() -> int | None:
+    """Bytes that can be allocated here without swapping, whatever the container's limit; None if nothing tells."""
+    try:
+        free = _kilobytes("/proc/meminfo", "MemAvailable:")
+    except (OSError, StopIteration):
+        return None
+    for most, used in GROUPS:
+        with suppress(OSError, ValueError):  # no such group, or "max": no limit
+            root = Path("/sys/fs/cgroup")
+            free = min(free, int((root / most).read_text()) - int((root / used).read_text()))
+    return max(free, 0)
+
+
+def _kilobytes(file: str, name: str) -> int:
+    line = next(line for line in Path(file).read_text().splitlines() if line.startswith(name))
+    return int(line.split()[1]) * 1024
+
+
+def _fault(error: Exception, device: torch.device) -> Unmeasured:
+    text = f"{type(error).__name__}: {error}".splitlines()[0]
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or any(sign in str(error) for sign in SIGNS):
+        limit = resource.getrlimit(resource.RLIMIT_DATA)[0] if device.type == "cpu" else -1
+        room = f", of {limit / 1e9:.1f} GB that it may hold" if limit > 0 else ""
+        return Unmeasured("out of memory", f"out of memory{room}")
+    return Unmeasured("failed", text)
+
+
+def _death(code: int | None) -> Unmeasured:
+    if code == -9:
+        return Unmeasured("out of memory", "the system killed its process, most likely for want of memory")
+    return Unmeasured("failed", f"its process ended with exit code {code}")

@@ -1,0 +1,149 @@
+"""What is benched: the models of a preset table or the arms of a study, over inputs of many lengths.
+
+All models of the preset are equally wide and deep. What reads an image gets the same number of tokens, laid out as
+patches; the values of every input are random.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from baselines import LinearConfig, RNNConfig, TransformerConfig, ViTConfig
+from ldn import LDNConfig, PaperSequenceConfig, PaperVisionConfig
+from ldn.classifier import InputSpec, ModelConfig, TargetSpec
+from studies.spec import canonical, canonical_model
+from studies.study import Study
+
+WIDTH, DEPTH = 128, 2
+LENGTHS = (1024, 2048, 4096, 8192, 16384)
+VOCABULARY, CHANNELS, CLASSES = 256, 3, 10  # bytes of a text; colours of an image
+
+MODELS: dict[str, ModelConfig] = {
+    "LDN": LDNConfig(width=WIDTH, depth=DEPTH),
+    "LDN, adaptive": LDNConfig(width=WIDTH, depth=DEPTH, kernel="adaptive", time_step="token"),
+    "LDN, dense kernel": LDNConfig(width=WIDTH, depth=DEPTH, kernel="dense"),
+    "LDN, paper-sequence": PaperSequenceConfig(width=WIDTH, depth=DEPTH),
+    "LDN, paper-vision": PaperVisionConfig(width=WIDTH, depth=DEPTH),
+    "Transformer": TransformerConfig(width=WIDTH, depth=DEPTH),
+    "ViT": ViTConfig(width=WIDTH, depth=DEPTH, heads=4, patch=4),
+    "BiLSTM": RNNConfig(width=WIDTH, depth=DEPTH),
+    "linear": LinearConfig(),
+}
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One model over one input: what a cost record is about. `task` is canonical, empty for an input of no task."""
+
+    label: str
+    model: ModelConfig
+    input: InputSpec
+    target: TargetSpec
+    batch: int
+    tokens: int
+    task: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def plain_model(self) -> dict[str, Any]:
+        return canonical_model(self.model, self.input)
+
+    def example(self, device: torch.device) -> tuple[Tensor, Tensor | None, Tensor]:
+        """A batch (x, lengths, y) of random values, every sequence at full length."""
+        generator = torch.Generator().manual_seed(0)
+        shape: tuple[int, ...] = (self.batch, self.input.length)
+        if self.input.kind == "tokens":
+            x = torch.randint(self.input.vocabulary, shape, generator=generator)
+        else:
+            if self.input.kind == "pixels":
+                shape = (*shape, self.input.channels)
+            else:
+                assert self.input.grid is not None
+                shape = (self.batch, self.input.channels, *self.input.grid)
+            x = torch.randn(shape, generator=generator)
+        y = torch.randint(self.target.classes, (self.batch,), generator=generator)
+        lengths = torch.full((self.batch,), self.input.length) if self.input.variable else None
+        return x.to(device), None if lengths is None else lengths.to(device), y.to(device)
+
+
+def parse_lengths(text: str) -> tuple[int, ...]:
+    """As in "1024,2048" or "1K,2K"; nothing is the default, "none" none at all. Raises ValueError."""
+    if not text.strip():
+        return LENGTHS
+    if text.strip() == "none":
+        return ()
+    lengths = []
+    for part in text.split(","):
+        digits, kilo = part.strip().upper().removesuffix("K"), part.strip().upper().endswith("K")
+        if not digits.isdecimal() or not int(digits):
+            raise ValueError(f"--lengths takes numbers of tokens, as in 1024,2048 or 1K,2K, not {text!r}")
+        lengths.append(int(digits) * (1024 if kilo else 1))
+    return tuple(sorted(set(lengths)))
+
+
+def preset(lengths: Iterable[int], batch: int) -> list[Subject]:
+    """Every model of the table at every length."""
+    target = TargetSpec(classes=CLASSES)
+    subjects = []
+    for n in lengths:
+        text = InputSpec(kind="tokens", length=n, vocabulary=VOCABULARY)
+        image = InputSpec(kind="image", length=n, channels=CHANNELS, grid=(1, n))  # laid out by `of_length`
+        for label, model in MODELS.items():
+            input = of_length(image if isinstance(model, ViTConfig) else text, model, n)
+            subjects.append(Subject(label, model, input, target, batch, n))
+    return subjects
+
+
+def of_study(study: Study, lengths: Iterable[int], batch: int) -> list[Subject]:
+    """Every arm's model on its task's own input and batch, then at every length, on input of that kind."""
+    subjects = []
+    arms = study.expanded()
+    for arm in arms:
+        spec = arm.spec
+        tokens = tokens_of(spec.task.input, spec.model)
+        task = canonical(spec)["task"]
+        subjects.append(Subject(arm.label, spec.model, spec.task.input, spec.task.target, spec.batch, tokens, task))
+    for n in lengths:
+        for arm in arms:
+            spec = arm.spec
+            input = of_length(spec.task.input, spec.model, n)
+            subjects.append(Subject(arm.label, spec.model, input, spec.task.target, batch, n))
+    return distinct(subjects)
+
+
+def distinct(subjects: list[Subject]) -> list[Subject]:
+    """Without those that measure what an earlier one does: arms that differ in their learning rate only, say."""
+    found: list[Subject] = []
+    seen = []
+    for subject in subjects:
+        key = (subject.plain_model, subject.task, subject.input, subject.target, subject.batch)
+        if key not in seen:
+            seen.append(key)
+            found.append(subject)
+    return found
+
+
+def tokens_of(input: InputSpec, model: ModelConfig) -> int:
+    """How many tokens the model makes of an input: its length, of an image the number of patches."""
+    return input.length // _patch(input, model) ** 2
+
+
+def of_length(input: InputSpec, model: ModelConfig, tokens: int) -> InputSpec:
+    """The same kind of input with another number of tokens; where they lie on a grid, one as square as divides it."""
+    if input.grid is None:
+        return dataclasses.replace(input, length=tokens)
+    height = next(h for h in range(math.isqrt(tokens), 0, -1) if tokens % h == 0)
+    patch = _patch(input, model)
+    grid = (height * patch, tokens // height * patch)
+    return dataclasses.replace(input, length=grid[0] * grid[1], grid=grid)
+
+
+def _patch(input: InputSpec, model: ModelConfig) -> int:
+    """The edge of a patch; a model that cuts no image reads pixels."""
+    return getattr(model, "patch", 1) if input.kind == "image" else 1
