@@ -64,10 +64,12 @@ def gather_evals(gathered: Gathered, metric: str) -> tuple[pd.DataFrame, list[st
 def row(record: EvalRecord, metric: str) -> dict[str, Any]:
     """What `gather_evals` says of one evaluation."""
     numbers = [value for value in record.changes.values() if isinstance(value, int | float)]
+    # what the run was trained on comes first, then numbers as they rise, then lengths
+    order = -1.0 if described(record) == TRAINED else float(numbers[0] if numbers else record.length)
     return {
         "fields": ", ".join(record.changes) or record.split,
         "setting": described(record),
-        "order": float(numbers[0]) if numbers else float(record.length),
+        "order": order,
         "length": record.length,
         "trained_length": record.trained_length,
         "status": record.status,

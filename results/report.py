@@ -10,14 +10,14 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from results import evals, figures, tables
+from results import diffusion, evals, figures, tables
 from results.gather import curves, gather, manifest_of
 from results.record import CorruptFile, write_atomically
 from results.section import Gathered, Section
 from results.summary import notes, reasons, summarise, title
 
 # what follows the table of arms, in this order; None where there is nothing to say
-SECTIONS: tuple[Callable[[Gathered], Section | None], ...] = (evals.section,)
+SECTIONS: tuple[Callable[[Gathered], Section | None], ...] = (evals.section, diffusion.section)
 
 
 @dataclass

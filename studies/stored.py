@@ -36,8 +36,8 @@ def find_runs(runs: Path, name: str, arms: Sequence[str] = ()) -> Found:
     if manifest is None:
         if arms:
             raise ValueError(f"--arm chooses from a study, and {runs} has no study {study!r}")
-        record = _finished(runs, _run_id(runs, name))
-        return Found([record], {record.run_id: record.spec["model"]["name"]})
+        one = _finished(runs, _run_id(runs, name))
+        return Found([one], {one.run_id: one.spec["model"]["name"]})
     labels = [arm["label"] for arm in manifest.arms]
     for arm in arms:
         if arm not in labels:
