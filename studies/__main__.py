@@ -231,7 +231,7 @@ def probe(
 
 def _say_what_is_left(study: str, left: int) -> None:
     if left:
-        console.print(f"[yellow]{left} runs of the study are not done and were left out[/]")
+        console.print(f"[yellow]{left} of the study's runs not done, left out[/]")
     if study:
         console.print(f"[dim]`python -m results {escape(study)}` puts this into the study's report[/]")
 

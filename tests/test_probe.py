@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +89,7 @@ def test_the_range_never_grows_through_a_bounded_diffusion(kernel: Any) -> None:
     model = network(LDNConfig(width=8, depth=2, steps=3, kernel=kernel, radius=2, time_step="token", heads=2))
     found = layers(model, inputs(), None)
     assert [layer["depth"] for layer in found] == [0, 1, 2]
-    for before, after in zip(found, found[1:], strict=False):
+    for before, after in pairwise(found):
         assert after["diffusion"]["excess"] < 1e-5
         assert before["range"]["min"] - 1e-5 <= after["diffusion"]["min"]
         assert after["diffusion"]["max"] <= before["range"]["max"] + 1e-5
