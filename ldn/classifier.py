@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import interpolate
 
 from ldn.config import AtLeast, Config
 
@@ -127,6 +128,38 @@ class Stem(nn.Module):
         if self.kind == "learned":
             raise ValueError(f"{n} tokens, but positions were learned for {self.length}; use positions='sinusoidal'")
         return h + sinusoids(n, self.width).to(h)
+
+    @property
+    def token_grid(self) -> tuple[int, int] | None:
+        """The (H, W) on which the tokens lie, apart from a class token in front; None for sequences."""
+        if self.spec.grid is None or not isinstance(self.embed, nn.Conv2d):
+            return self.spec.grid
+        patch = int(self.embed.stride[0])
+        return self.spec.grid[0] // patch, self.spec.grid[1] // patch
+
+    def move_to(self, spec: InputSpec) -> None:
+        """Read inputs of another grid from now on, for evaluation: learned positions are interpolated to it.
+
+        Bicubic in two dimensions, a class token's own position apart, as ViTs do it (Dosovitskiy et al. 2021,
+        arXiv 2010.11929, section 3.2). Raises ValueError if one of the two has no grid, or an image does not
+        divide into patches.
+        """
+        if spec.grid is None or self.spec.grid is None:
+            raise ValueError("positions are interpolated from one grid to another, and a sequence has none")
+        if isinstance(self.embed, nn.Conv2d):
+            patch = int(self.embed.stride[0])
+            if spec.grid[0] % patch or spec.grid[1] % patch:
+                raise ValueError(f"an image of {spec.grid[0]} x {spec.grid[1]} does not divide into patches of {patch}")
+        before = self.token_grid
+        self.spec = spec
+        after = self.token_grid
+        assert before is not None and after is not None
+        front = 0 if self.cls is None else 1
+        self.length, self.grid = after[0] * after[1] + front, after if self.cls is None else None
+        if self.kind == "learned":
+            image = self.positions[front:].detach().T.view(1, self.width, *before)
+            moved = interpolate(image, size=after, mode="bicubic", align_corners=False)[0].flatten(1).T
+            self.positions = nn.Parameter(torch.cat([self.positions[:front].detach(), moved]))
 
 
 def sinusoids(length: int, width: int) -> Tensor:

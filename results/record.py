@@ -4,6 +4,8 @@
                  /curve.csv         one row an evaluation
                  /predictions.npz   `predicted` and `label` of every test example, in the task's order
                  /weights.pt        best-on-validation weights
+                 /evals/<eval_id>.json   EvalRecord, the weights evaluated elsewhere
+                 /probe.json        ProbeRecord, what happens inside the network
                  /checkpoint.pt     of a run that has not ended
                  /progress.json     where a running run is
     runs/studies/<name>/manifest.json   which run is which cell of the study
@@ -158,6 +160,55 @@ class CostRecord:
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
 
 
+@dataclass(kw_only=True)
+class EvalRecord:
+    """Stored weights evaluated elsewhere: at another length or resolution, or on other data.
+
+    `eval_id` is the hash of the weights and of all that was asked: `task` (canonical, as in a run's spec), `split`,
+    `resolution` ([H, W] the images are resized to, empty for their own). `changes` are the fields in which that
+    differs from what the run was trained on, {"gap": 3}; empty: the very same. `length` counts the positions of an
+    input, `trained_length` those of training. A model that cannot read the input is `failed`, with a `reason`.
+    """
+
+    eval_id: str
+    run_id: str
+    task: dict[str, Any]
+    split: Literal["valid", "test"]
+    resolution: list[int]
+    changes: dict[str, Any]
+    length: int
+    trained_length: int
+    status: Literal["done", "failed"]
+    reason: str = ""
+    metrics: dict[str, float] = field(default_factory=dict)
+    examples: int = 0
+    weights_hash: str
+    data: dict[str, Any] = field(default_factory=dict)
+    provenance: dict[str, Any] = field(default_factory=dict)
+    schema: int = SCHEMA
+
+
+@dataclass(kw_only=True)
+class ProbeRecord:
+    """What happens inside a run's network, on the first `examples` of its validation split (`studies/probe.py`).
+
+    `trained` is of the stored weights, `untrained` (empty if not asked for) of the run's own initialisation. Each
+    holds "layers", one entry a depth from 0 (the embedded input): "energy", "spread", "range", and of a layer that
+    diffuses "diffusion", "rate" and "stencil"; and "field", the effective receptive field. A model without tokens
+    has neither, and a `reason`.
+    """
+
+    run_id: str
+    examples: int
+    trained: dict[str, Any] = field(default_factory=dict)
+    untrained: dict[str, Any] = field(default_factory=dict)
+    reason: str = ""
+    weights_hash: str = ""
+    data: dict[str, Any] = field(default_factory=dict)
+    provenance: dict[str, Any] = field(default_factory=dict)
+    schema: int = SCHEMA
+
+
 class CorruptFile(ValueError):
     """A file of ours that cannot be read; the message says which, why, and what to do."""
 
@@ -187,6 +238,38 @@ def read_record(runs: Path, run_id: str) -> RunRecord | None:
     if record.run_id != run_id:
         raise CorruptFile(f"{path} belongs to run {record.run_id}; delete it to run this run again")
     return record
+
+
+def eval_path(runs: Path, run_id: str, eval_id: str) -> Path:
+    return run_folder(runs, run_id) / "evals" / f"{eval_id}.json"
+
+
+def write_eval(runs: Path, record: EvalRecord) -> None:
+    write_json(eval_path(runs, record.run_id, record.eval_id), dataclasses.asdict(record))
+
+
+def read_eval(runs: Path, run_id: str, eval_id: str) -> EvalRecord | None:
+    """An evaluation; None if it was not made yet. Raises CorruptFile."""
+    path = eval_path(runs, run_id, eval_id)
+    plain = read_json(path, "delete it and evaluate again")
+    return None if plain is None else _from_plain(EvalRecord, plain, path)
+
+
+def read_evals(runs: Path, run_id: str) -> list[EvalRecord]:
+    """All evaluations of a run, in a fixed order. Raises CorruptFile."""
+    names = sorted(path.stem for path in (run_folder(runs, run_id) / "evals").glob("[!.]*.json"))
+    return [record for name in names if (record := read_eval(runs, run_id, name)) is not None]
+
+
+def write_probe(runs: Path, record: ProbeRecord) -> None:
+    write_json(run_folder(runs, record.run_id) / "probe.json", dataclasses.asdict(record))
+
+
+def read_probe(runs: Path, run_id: str) -> ProbeRecord | None:
+    """What was measured inside a run's network; None if nothing yet. Raises CorruptFile."""
+    path = run_folder(runs, run_id) / "probe.json"
+    plain = read_json(path, "delete it and probe again")
+    return None if plain is None else _from_plain(ProbeRecord, plain, path)
 
 
 def write_manifest(runs: Path, manifest: Manifest) -> None:

@@ -11,7 +11,7 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
-from results import costs, effects, figures, significance, tables, tuning
+from results import costs, diffusion, effects, evals, figures, significance, tables, tuning
 from results.apart import apart, sources
 from results.gather import curves, gather, manifest_of
 from results.notes import bold_means, caption, legend, notes, reasons
@@ -26,6 +26,8 @@ SECTIONS: tuple[Callable[[Gathered], Section | None], ...] = (
     significance.section,
     effects.section,
     costs.section,
+    evals.section,
+    diffusion.section,
     tuning.section,
 )
 

@@ -69,7 +69,7 @@ def plain_markdown(table: pd.DataFrame) -> str:
 def _github(printed: pd.DataFrame, right: Sequence[str]) -> str:
     columns = []
     for name in printed.columns:
-        width = max(map(len, [name, *printed[name]]))
+        width = max(2, *map(len, [name, *printed[name]]))  # a rule has at least one dash beside its colon
         pad, rule = (str.rjust, "-" * (width - 1) + ":") if name in right else (str.ljust, ":" + "-" * (width - 1))
         columns.append([pad(text, width) for text in (name, rule, *printed[name])])
     return "\n".join(f"| {' | '.join(line)} |" for line in zip(*columns, strict=True))

@@ -241,6 +241,103 @@ def bench(
     print_costs(console, frame, title, write_costs(frame, title, out / stem))
 
 
+# --- stored weights: evaluated elsewhere, looked into -------------------------------------------
+
+Stored = Annotated[str, typer.Argument(help="A run's id or how it begins, or a study's name or file.")]
+Arms = Annotated[list[str] | None, typer.Option("--arm", help="Of a study, only this arm; may be repeated.")]
+DataFolder = Annotated[Path, typer.Option(help="Where data sets lie.", envvar="LDN_DATA")]
+
+
+@app.command("eval")
+def eval_(
+    run: Stored,
+    arm: Arms = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="task.FIELD=VALUE, or several: task.gap=1,3,7; may be repeated.")
+    ] = None,
+    resolution: Annotated[str | None, typer.Option(help="Resize the images to this: 40x40.")] = None,
+    task: Annotated[str | None, typer.Option(help="Other data of the same kind of input and classes.")] = None,
+    split: Annotated[Literal["test", "valid"], typer.Option(help="Which split.")] = "test",
+    device: Device = "auto",
+    threads: Threads = 1,
+    runs: Runs = Path("runs"),
+    data: DataFolder = Path("data"),
+) -> None:
+    """Evaluate stored weights at other lengths, resolutions or on other data. What was asked before is not repeated."""
+    import pandas as pd
+
+    from results.evals import described, row, table
+    from studies.evaluate import evaluations
+    from studies.executors import places
+    from studies.stored import find_runs
+
+    found = find_runs(runs, run, arm or ())
+    place = places(runs, data, device, 1, threads, False)[0]
+    stored = []
+    with console.status("loading") as line:
+        for one in evaluations(found.records, place, task, set_ or (), resolution, split):
+            stored.append(one)
+            line.update(f"{len(stored)} evaluated, now {escape(f'{found.labels[one.run_id]}, {described(one)}')}")
+    rows = [{"arm": found.labels[one.run_id], "run_id": one.run_id, **row(one, "accuracy")} for one in stored]
+    order = list(dict.fromkeys(found.labels.values()))
+    frame = pd.DataFrame(rows).sort_values("arm", kind="stable", key=lambda arms: arms.map(order.index))
+    printed = table(frame, "accuracy")
+    shown = Table(*(escape(name) for name in printed.columns), box=None, title="accuracy (%)", title_justify="left")
+    for cells in printed.itertuples(index=False):
+        shown.add_row(*(escape(str(cell)) for cell in cells))
+    console.print(shown)
+    for reason in dict.fromkeys(f"{found.labels[one.run_id]}: {one.reason}" for one in stored if one.reason):
+        console.print(f"[yellow]{escape(reason)}[/]", highlight=False)
+    _say_what_is_left(found.study, found.left)
+
+
+@app.command()
+def probe(
+    run: Stored,
+    arm: Arms = None,
+    untrained: Annotated[bool, typer.Option("--untrained", help="The same of the initialisation as well.")] = False,
+    examples: Annotated[int, typer.Option(min=1, help="How many validation examples.")] = 32,
+    device: Device = "auto",
+    threads: Threads = 1,
+    runs: Runs = Path("runs"),
+    data: DataFolder = Path("data"),
+) -> None:
+    """Look into stored networks: energy and range by layer, learned stencils and rates, receptive field."""
+    from studies.executors import places
+    from studies.probe import probed
+    from studies.stored import find_runs
+
+    found = find_runs(runs, run, arm or ())
+    place = places(runs, data, device, 1, threads, False)[0]
+    table = Table("run", "", "layers", "energy", "largest", "excess", "support", box=None)
+    reasons = []
+    with console.status("loading") as line:
+        for count, one in enumerate(probed(found.records, place, examples, untrained), start=1):
+            line.update(f"{count} of {len(found.records)} runs probed")
+            if one.reason:
+                reasons.append(one.reason)
+                continue
+            layers, field = one.trained["layers"], one.trained["field"]
+            largest = max(max(-layer["range"]["min"], layer["range"]["max"]) for layer in layers)
+            beyond = [layer["diffusion"]["excess"] for layer in layers if "diffusion" in layer]
+            table.add_row(
+                one.run_id[:8], escape(found.labels[one.run_id]), str(len(layers) - 1),
+                f"{layers[0]['energy']:.2f} to {layers[-1]['energy']:.2f}", f"{largest:.3g}",
+                f"{max(beyond):.1%}" if beyond else "", f"{field['support']:.3g} of {field['tokens']:.3g}",
+            )  # fmt: skip
+    console.print(table)
+    for reason in dict.fromkeys(reasons):
+        console.print(f"[yellow]{escape(reason)}[/]", highlight=False)
+    _say_what_is_left(found.study, found.left)
+
+
+def _say_what_is_left(study: str, left: int) -> None:
+    if left:
+        console.print(f"[yellow]{left} of the study's runs not done, left out[/]")
+    if study:
+        console.print(f"[dim]`python -m results {escape(study)}` puts this into the study's report[/]")
+
+
 def refuse(sentence: str) -> None:
     """Say what is wrong and leave with exit code 2."""
     Console(stderr=True).print(f"[red]error:[/] {escape(sentence)}", highlight=False, soft_wrap=True)

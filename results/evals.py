@@ -1,0 +1,130 @@
+"""How do a study's arms do elsewhere: at other lengths and resolutions, on other data than they were trained on?"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pandas as pd
+
+from results.figures.evals import accuracy_against_length
+from results.record import CorruptFile, EvalRecord, read_evals
+from results.section import Gathered, Section
+from results.summary import scale, title
+
+DASH = "–"
+TRAINED = "as trained"
+
+
+def section(gathered: Gathered) -> Section | None:
+    """A table for every set of fields that was changed, and a figure where the length changed; None without any."""
+    metric = gathered.manifest.metric.partition(".")[2]
+    frame, torn = gather_evals(gathered, metric)
+    if frame.empty:
+        return Section("Evaluated elsewhere", torn) if torn else None
+    made = Section("Evaluated elsewhere", text=[_explained(frame, metric), *_failures(frame), *torn])
+    for fields, rows in frame[frame["setting"] != TRAINED].groupby("fields", sort=False):
+        own = frame[(frame["setting"] == TRAINED) & frame["run_id"].isin(rows["run_id"])]
+        shown = pd.concat([own, rows]).sort_values("arm", kind="stable")
+        stem = "evals_" + "_".join(str(fields).split(", "))
+        made.tables[stem] = table(shown, metric)
+        if (rows["length"] != rows["trained_length"]).any():
+            made.figures[stem] = accuracy_against_length(shown, gathered.summary, metric)
+    return made
+
+
+def gather_evals(gathered: Gathered, metric: str) -> tuple[pd.DataFrame, list[str]]:
+    """One row an evaluation of a run that is done, and one ("as trained") for what its record says of its own test.
+
+    Columns: arm, reference, seed, run_id, fields (that were changed), setting (to what), order, length,
+    trained_length, status, reason, value (of the metric). Beside it a sentence for each file that cannot be read.
+    """
+    rows: list[dict[str, Any]] = []
+    torn: list[str] = []
+    done = gathered.frame[gathered.frame["status"] == "done"]
+    for cell in done.to_dict("records"):
+        base = {name: cell[name] for name in ("arm", "reference", "seed", "run_id")}
+        try:
+            evals = read_evals(gathered.runs, cell["run_id"])
+        except CorruptFile as error:
+            torn.append(f"{cell['arm']}, seed {cell['seed']}: {error}.")
+            continue
+        elsewhere = [record for record in evals if record.changes or record.split != "test"]
+        rows += [base | row(record, metric) for record in elsewhere]
+        if elsewhere:
+            length, value = elsewhere[0].trained_length, cell.get(f"test.{metric}", math.nan)
+            own = {"fields": "", "setting": TRAINED, "order": -1.0, "status": "done", "reason": "", "value": value}
+            rows.append(base | own | {"length": length, "trained_length": length})
+    frame = pd.DataFrame(rows)
+    if not frame.empty:
+        frame["arm"] = frame["arm"].astype(gathered.frame["arm"].dtype)
+    return frame, torn
+
+
+def row(record: EvalRecord, metric: str) -> dict[str, Any]:
+    """What `gather_evals` says of one evaluation."""
+    numbers = [value for value in record.changes.values() if isinstance(value, int | float)]
+    # what the run was trained on comes first, then numbers as they rise, then lengths
+    order = -1.0 if described(record) == TRAINED else float(numbers[0] if numbers else record.length)
+    return {
+        "fields": ", ".join(record.changes) or record.split,
+        "setting": described(record),
+        "order": order,
+        "length": record.length,
+        "trained_length": record.trained_length,
+        "status": record.status,
+        "reason": record.reason,
+        "value": record.metrics.get(metric, math.nan),
+    }
+
+
+def described(record: EvalRecord) -> str:
+    """What was asked, in a few words: "gap 3", "40x40", "digits, view image (valid)"."""
+    words = []
+    for name, value in record.changes.items():
+        if name == "resolution":
+            words.append("x".join(map(str, value)))
+        else:
+            words.append(str(value) if name == "task" else f"{name} {value}")
+    split = f" ({record.split})" if record.split != "test" else ""
+    return (", ".join(words) or TRAINED) + split
+
+
+def table(rows: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """Arms by settings: mean ± sd over seeds; where fewer seeds have a value than runs were evaluated, how many."""
+    settings = rows.sort_values(["order", "setting"], kind="stable")["setting"].drop_duplicates()
+    printed = []
+    for arm, mine in rows.groupby("arm", observed=True, sort=False):
+        line: dict[str, Any] = {"Arm": str(arm), "n": mine["run_id"].nunique()}
+        for setting in settings:
+            line[str(setting)] = _cell(mine[mine["setting"] == setting], metric, line["n"])
+        printed.append(line)
+    return pd.DataFrame(printed)
+
+
+def _cell(rows: pd.DataFrame, metric: str, runs: int) -> str:
+    if rows.empty:
+        return DASH
+    values = rows["value"][rows["status"] == "done"] * scale(metric)
+    if values.empty:
+        return "cannot"
+    digits = 1 if scale(metric) == 100 else 3
+    spread = f" ± {values.std():.{digits}f}" if len(values) > 1 else ""
+    return f"{values.mean():.{digits}f}{spread}" + (f" (n {len(values)})" if len(values) < runs else "")
+
+
+def _explained(frame: pd.DataFrame, metric: str) -> str:
+    evaluated = frame[frame["setting"] != TRAINED]["run_id"].nunique()
+    return (
+        f"{title('test.' + metric)} of the stored weights of {evaluated} runs, nothing trained anew: mean ± standard "
+        f"deviation over seeds. {TRAINED.capitalize()}: the run's own test. "
+        "cannot: the model does not take that input; –: not asked."
+    )
+
+
+def _failures(frame: pd.DataFrame) -> list[str]:
+    failed = frame[frame["status"] == "failed"].sort_values(["arm", "order"])
+    said = []
+    for (arm, reason), rows in failed.groupby(["arm", "reason"], observed=True, sort=False):
+        said.append(f"{arm} at {', '.join(dict.fromkeys(rows['setting']))}: {reason}.")
+    return said
