@@ -27,7 +27,7 @@ from results import figures as drawing
 from results import tables
 from results.details import details
 from results.section import Gathered, Section
-from results.summary import UNITS, measured, scale, title
+from results.summary import UNITS, cost_unit, measured, scale, title
 
 VECTOR_UP_TO = 300_000  # bytes; a larger drawing is quicker to show as pixels
 PIXELS_PER_INCH = 120  # a figure's eight-point letters are then as large as the page's small ones
@@ -150,6 +150,7 @@ def runs_of(gathered: Gathered) -> dict[str, Any]:
     def numbers(column: str, factor: float = 1) -> list[float | str | None]:
         return [_key(v * factor) for v in frame[column]] if column in frame else [None] * len(frame)
 
+    unit = cost_unit(gathered.summary["gmac"])
     valid = f"valid.{metric.partition('.')[2]}"
     rows = zip(
         shared("arm"),
@@ -158,7 +159,7 @@ def runs_of(gathered: Gathered) -> dict[str, Any]:
         [_key(value) for value in measured(frame, metric) * scale(metric)],
         numbers(valid, scale(metric)),
         numbers("cost.params"),
-        numbers("cost.gmac"),
+        numbers("cost.gmac", UNITS[unit]),
         numbers("env.seconds"),
         shared("env.device"),
         shared("env.commit"),
@@ -187,7 +188,13 @@ def runs_of(gathered: Gathered) -> dict[str, Any]:
         }
         for arm in gathered.manifest.arms
     }
-    return {"head": head, "rows": list(rows), "texts": list(texts), "arms": arms}
+    return {
+        "head": head,
+        "rows": list(rows),
+        "texts": list(texts),
+        "arms": arms,
+        "decimals": 2 if scale(metric) == 100 else 4,
+    }
 
 
 def _plain(value: Any) -> str:

@@ -56,9 +56,9 @@ function printed(i, column) {
   const v = value(i, column);
   if (v === null || v === "") return column === REASON ? "" : "–";
   if (column === PARAMS) return Number(v).toLocaleString("en");
-  if (column === METRIC || column === VALIDATION) return Number(v).toPrecision(4).replace("-", "−");
-  if (column === GMAC) return String(Number(Number(v).toPrecision(4)));
-  if (column === SECONDS) return Number(v).toLocaleString("en", { maximumFractionDigits: 1 });
+  if (column === METRIC || column === VALIDATION) return Number(v).toFixed(data.decimals).replace("-", "−");
+  if (column === GMAC) return Number(v).toLocaleString("en", { minimumFractionDigits: 2, maximumFractionDigits: 2 });
+  if (column === SECONDS) return Number(v).toLocaleString("en", { minimumFractionDigits: 1, maximumFractionDigits: 1 });
   return v;
 }
 
