@@ -45,7 +45,6 @@ from results.record import (
 from results.section import Gathered, Section
 from results.summary import summarise
 from studies import catalogue, train
-from studies.__main__ import app
 from studies.drive import drive, tune
 from studies.executors import Inline, Local
 from studies.spec import Budget, RunSpec, with_field
@@ -453,7 +452,7 @@ def test_drivers_killed_at_random_moments_lose_no_trial_and_repeat_none(whole: P
 
 
 def test_a_killed_worker_s_trial_is_run_again_and_no_other_is(tmp_path: Path) -> None:
-    long = with_field(LINEAR, "budget", Budget(steps=1000, evaluations=3))
+    long = with_field(LINEAR, "budget", Budget(steps=300, evaluations=3))
     asked = study(4, {"optim.lr": (1e-4, 1e-1, "log")}, arms={"ldn": long, "linear": LINEAR})
     pool = Local([Place(tmp_path / "runs", tmp_path)] * 2)
     killed: list[str] = []
@@ -500,7 +499,10 @@ def shell(copied: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..
     monkeypatch.setenv("COLUMNS", "250")
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     (copied / "s.py").write_text(FILE)
+    from studies.__main__ import app
+
     yield lambda *arguments: CliRunner().invoke(app, arguments)
+    del sys.modules["studies.__main__"]  # other tests run it as a program
     for number, handler in handlers.items():
         signal.signal(number, handler)
 
