@@ -6,14 +6,16 @@ Linear Diffusion Networks, arXiv 2502.12381. Shapes: B batch, N tokens, D width,
 from __future__ import annotations
 
 import math
+from itertools import groupby
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import elu, scaled_dot_product_attention
+from torch.nn.functional import scaled_dot_product_attention
 
+from ldn.attention import by_head
 from ldn.classifier import real_positions
-from ldn.ops import diffuse
+from ldn.ops import diffuse, linear_attention
 from ldn.reference import Offset
 
 Kernel = Literal["fixed", "stationary", "multiscale", "dense", "adaptive"]
@@ -130,11 +132,9 @@ class Diffusion(nn.Module):
         """Whether the coefficients depend on the tokens' content."""
         return self.conductance is not None or self.rate.kind == "token"
 
-    def dilations(self) -> list[tuple[int, int]]:
-        """(dilation, steps) of the sub-steps in turn: "multiscale" cycles 1, 2, 4, ..., the others stay at 1."""
-        if self.scales == 1:
-            return [(1, self.steps)]
-        return [(2 ** (s % self.scales), 1) for s in range(self.steps)]
+    def dilations(self) -> list[int]:
+        """Of the sub-steps in turn: "multiscale" cycles 1, 2, 4, ..., the others stay at 1."""
+        return [2 ** (s % self.scales) for s in range(self.steps)]
 
     def forward(self, h: Tensor, u: Tensor, lengths: Tensor | None) -> Tensor:
         batch, n, width = h.shape
@@ -146,9 +146,12 @@ class Diffusion(nn.Module):
         if rate.dim() == 3:
             rate = rate.view(batch, *grid, 1)
         weights = h.new_full((len(self.offsets), 1), 1 / len(self.offsets)) if self.weights is None else self.weights()
-        for dilation, steps in self.dilations():
+        if self.conductance is None and lengths is None:
+            h = diffuse(h, self.offsets, weights, rate, self.steps, dilations=self.dilations())
+            return h.reshape(batch, n, width)
+        for dilation, run in groupby(self.dilations()):  # conductances are those of one dilation's edges
             offsets = [tuple(d * dilation for d in offset) for offset in self.offsets]
-            h = diffuse(h, offsets, weights, rate, steps, self.conductances(u, offsets, lengths))
+            h = diffuse(h, offsets, weights, rate, len(list(run)), self.conductances(u, offsets, lengths))
         return h.reshape(batch, n, width)
 
     def conductances(self, u: Tensor, offsets: list[Offset], lengths: Tensor | None) -> Tensor | None:
@@ -200,24 +203,10 @@ class Attention(nn.Module):
         self.out = nn.Linear(width, width)
 
     def forward(self, u: Tensor, lengths: Tensor | None) -> Tensor:
-        batch, n, width = u.shape
-        q, k, v = self.qkv(u).view(batch, n, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)  # (B, H, N, d)
-        real = None if lengths is None else real_positions(lengths, n)[:, None]  # (B, 1, N)
-        if self.kind == "softmax":
-            mixed = scaled_dot_product_attention(q, k, v, attn_mask=None if real is None else real[:, :, None])
-        else:
-            mixed = linear_attention(q, k, v, real)
-        if self.kind == "diffusion":
-            mixed = mixed - v
-        return self.out(mixed.transpose(1, 2).reshape(batch, n, width))
-
-
-def linear_attention(q: Tensor, k: Tensor, v: Tensor, real: Tensor | None = None) -> Tensor:
-    """A v in time linear in N: one pass sums the state, one applies it. q, k, v (B, H, N, d), real (B, 1, N)."""
-    q, k = elu(q) + 1, elu(k) + 1
-    if real is not None:
-        k = k * real[..., None]
-        v = torch.where(real[..., None], v, 0)
-    state = k.transpose(-1, -2) @ v  # (B, H, d, d)
-    normaliser = q @ k.sum(dim=-2, keepdim=True).transpose(-1, -2)  # (B, H, N, 1)
-    return (q @ state) / normaliser
+        real = None if lengths is None else real_positions(lengths, u.shape[1])  # (B, N)
+        qkv = self.qkv(u)
+        if self.kind != "softmax":
+            return self.out(linear_attention(qkv, self.heads, real, less_v=self.kind == "diffusion"))
+        q, k, v = by_head(qkv, 3, self.heads)  # (B, H, N, d)
+        mixed = scaled_dot_product_attention(q, k, v, attn_mask=None if real is None else real[:, None, None])
+        return self.out(mixed.transpose(1, 2).flatten(2))

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ldn import diffuse, reference
 from ldn.reference import Offset
+from ldn.stencil import traceable
 
 EXACT = {"rtol": 1e-12, "atol": 1e-13}  # float64, sums of a few dozen terms of size 1
 
@@ -212,9 +213,10 @@ def test_one_input_alone_may_need_a_gradient(needs: str) -> None:
 def test_opcheck(stencil: str, conductance: bool) -> None:
     c = case(stencil, rate=(*(1 for _ in STENCILS[stencil].grid), 1, 3), conductance=conductance)
     flat = [d for offset in c.offsets for d in offset]
-    torch.library.opcheck(torch.ops.ldn.diffuse.default, (c.x, flat, c.weights, c.rate, 2, c.conductance))
+    torch.library.opcheck(torch.ops.ldn.diffuse.default, (c.x, flat, c.weights, c.rate, 2, c.conductance, [1, 1]))
     x, weights, rate, conductances = (None if t is None else t.detach() for t in (*c[:1], *c[2:]))
-    arguments = (torch.ones_like(x), x, flat, weights, rate, 2, conductances)
+    asked = (True, conductances is not None)
+    arguments = (torch.ones_like(x), x, flat, weights, rate, conductances, [1, 1], *asked)
     torch.library.opcheck(torch.ops.ldn.diffuse_backward.default, arguments)
 
 
@@ -269,6 +271,39 @@ def test_one_sided_offsets_are_causal(steps: int) -> None:
     assert torch.equal(later, torch.zeros_like(later))
 
 
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "traceable"])
+@pytest.mark.parametrize("stencil", ["radius 2", "causal", "4 neighbours"])
+def test_a_cycle_of_dilations_is_one_step_after_another(stencil: str, compiled: bool) -> None:
+    """With 5 sub-steps over 3 dilations, the last of which leaves the grid from everywhere but its ends."""
+    torch._dynamo.reset()
+    c = case(stencil, rate=(3,))
+    call = torch.compile(diffuse, fullgraph=True, backend="aot_eager") if compiled else diffuse
+
+    def at_once(x: Tensor, offsets: list[Offset], weights: Tensor, rate: Tensor, steps: int, _: None) -> Tensor:
+        return call(x, offsets, weights, rate, steps, dilations=[1, 2, 3])
+
+    def in_turn(x: Tensor, offsets: list[Offset], weights: Tensor, rate: Tensor, steps: int, _: None) -> Tensor:
+        for dilation in [1, 2, 3, 1, 2]:
+            dilated = [tuple(dilation * d for d in offset) for offset in offsets]
+            x = reference.diffuse(x, dilated, weights, rate, 1)
+        return x
+
+    for got, wanted in zip(values_and_gradients(c, at_once, 5), values_and_gradients(c, in_turn, 5), strict=True):
+        torch.testing.assert_close(got, wanted, **EXACT)
+
+
+@pytest.mark.parametrize("stencil", STENCILS)
+def test_what_a_compiler_is_given_equals_the_reference(stencil: str) -> None:
+    c = case(stencil, rate=(*STENCILS[stencil].grid, 1), conductance=True)
+
+    def operator(x: Tensor, offsets: list[Offset], weights: Tensor, rate: Tensor, steps: int, e: Tensor) -> Tensor:
+        return traceable(x, offsets, weights, rate[None], [1] * steps, e)
+
+    ours, theirs = values_and_gradients(c, operator, 2), values_and_gradients(c, reference.diffuse, 2)
+    for got, wanted in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(got, wanted, **EXACT)
+
+
 def test_a_conductance_of_zero_is_a_wall() -> None:
     """Two sequences packed into one with a wall between them diffuse as each alone."""
     c = case("radius 1", rate=(3,))
@@ -317,6 +352,9 @@ PAIR = [(1,), (-1,)]
         ((X, PAIR, WEIGHTS, RATE, 1, torch.zeros(2, 7)), r"conductance \(2, 7, 2\), not \(2, 7\)"),
         ((X, PAIR, WEIGHTS, RATE, 1, torch.zeros(1, 7, 2)), r"conductance \(2, 7, 2\), not \(1, 7, 2\)"),
         ((IMAGE, [(0, 1)], WEIGHTS[:1], RATE, 1, torch.zeros(2, 20, 1)), r"conductance \(2, 4, 5, 1\)"),
+        ((X, PAIR, WEIGHTS, RATE, 2, None, []), r"dilations of at least 1, and at least one of them, not \[\]"),
+        ((X, PAIR, WEIGHTS, RATE, 2, None, [1, 0]), r"dilations of at least 1, .* not \[1, 0\]"),
+        ((X, PAIR, WEIGHTS, RATE, 2, torch.ones(2, 7, 2), [1, 2]), "one dilation with a conductance"),
     ],
 )
 def test_wrong_shapes_raise_one_clear_sentence(arguments: tuple, message: str) -> None:

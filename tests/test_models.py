@@ -13,8 +13,10 @@ from torch.nn.functional import conv1d, conv2d, cross_entropy, elu, gelu, layer_
 
 from baselines import LinearConfig, RNNConfig, TransformerConfig, ViTConfig, vit_b, vit_s, vit_ti
 from ldn import InputSpec, LDNConfig, PaperSequenceConfig, PaperVisionConfig, TargetSpec, reference
+from ldn.attention import LinearAttention, formula
 from ldn.classifier import ModelConfig, Stem, sinusoids
-from ldn.terms import Attention, Kernel, TimeStep, linear_attention
+from ldn.model import LDNLayer
+from ldn.terms import Attention, Kernel, TimeStep
 from studies.zoo import MODELS, named
 
 CIFAR = InputSpec(kind="image", length=32 * 32, channels=3, grid=(32, 32))
@@ -406,35 +408,102 @@ def qkv(heads: int = 2) -> list[Tensor]:
     return [torch.randn(3, heads, 9, 4, generator=g, dtype=torch.float64, requires_grad=True) for _ in range(3)]
 
 
+both_ways = pytest.mark.parametrize("attend", [LinearAttention.apply, formula], ids=["by hand", "formula"])
+
+
+def pack(x: list[Tensor]) -> Tensor:
+    """q, k, v (B, H, N, d) -> (B, N, 3 H d), as a linear map leaves them."""
+    return torch.cat([part.transpose(1, 2).flatten(2) for part in x], dim=-1)
+
+
+def reference_attention(x: list[Tensor], real: Tensor | None, less_v: bool) -> Tensor:
+    v = x[2] if real is None else torch.where(real[:, None, :, None], x[2], 0)
+    mixed = reference.linear_attention(x[0], x[1], v, real)
+    return (mixed - v if less_v else mixed).transpose(1, 2).flatten(2)
+
+
+@both_ways
+@pytest.mark.parametrize("less_v", [False, True], ids=["A v", "(A - I) v"])
 @pytest.mark.parametrize("heads", [1, 2])
 @pytest.mark.parametrize("padded", [False, True], ids=["full", "padded"])
-def test_linear_attention_equals_the_reference(padded: bool, heads: int) -> None:
-    inputs_, real = qkv(heads), torch.arange(9) < torch.tensor([[9], [4], [1]])
-    if not padded:
-        ours, theirs = linear_attention(*inputs_), reference.linear_attention(*inputs_)
-    else:
-        ours, theirs = linear_attention(*inputs_, real[:, None]), reference.linear_attention(*inputs_, real)
+def test_linear_attention_equals_the_reference(padded: bool, heads: int, less_v: bool, attend: Any) -> None:
+    inputs_ = qkv(heads)
+    real = torch.arange(9) < torch.tensor([[9], [4], [1]]) if padded else None
+    ours, theirs = attend(pack(inputs_), heads, real, less_v), reference_attention(inputs_, real, less_v)
     torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
     cotangent = torch.randn(ours.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     for got, wanted in zip(*(torch.autograd.grad(y, inputs_, cotangent) for y in (ours, theirs)), strict=True):
         torch.testing.assert_close(got, wanted, rtol=1e-12, atol=1e-12)
 
 
+def test_gradcheck_of_linear_attention() -> None:
+    real = torch.arange(9) < torch.tensor([[9], [4], [1]])
+    x = pack([t.detach() for t in qkv()]).requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: LinearAttention.apply(x, 2, real, True), x)
+
+
+@pytest.mark.parametrize("strided", ["gradient", "input"])
+def test_linear_attention_reads_by_strides(strided: str) -> None:
+    inputs_ = qkv()
+    x, theirs = pack(inputs_), reference_attention(inputs_, None, True)
+    if strided == "input":
+        x = x.transpose(0, 2).contiguous().transpose(0, 2)
+    ours = LinearAttention.apply(x, 2, None, True)
+    if strided == "gradient":  # that of a sum is expanded
+        ours, theirs = ours.sum(), theirs.sum()
+    cotangent = torch.ones_like(ours)
+    for got, wanted in zip(*(torch.autograd.grad(y, inputs_, cotangent) for y in (ours, theirs)), strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-12, atol=1e-12)
+
+
+@both_ways
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_linear_attention_errs_at_most_twice_as_much_as_the_reference(dtype: torch.dtype) -> None:
-    rounded = [t.detach().to(dtype) for t in qkv(heads=8)]
-    exact = reference.linear_attention(*(t.double() for t in rounded))
-    ours, theirs = linear_attention(*rounded), reference.linear_attention(*rounded)
-    assert (ours - exact).square().mean() <= 4 * (theirs - exact).square().mean()
+def test_linear_attention_errs_at_most_twice_as_much_as_the_reference(dtype: torch.dtype, attend: Any) -> None:
+    rounded = [t.detach().to(dtype).double().requires_grad_() for t in qkv(heads=8)]
+
+    def run(f: Any, in_dtype: torch.dtype) -> list[Tensor]:
+        y = f([t.to(in_dtype) for t in rounded])
+        return [y, *torch.autograd.grad(y.double().square().sum(), rounded)]
+
+    exact = run(lambda x: reference_attention(x, None, False), torch.float64)
+    theirs = run(lambda x: reference_attention(x, None, False), dtype)
+    ours = run(lambda x: attend(pack(x), 8, None, False), dtype)
+    for true, plain, mine in zip(exact, theirs, ours, strict=True):
+        assert (mine - true).square().mean() <= 4 * (plain - true).square().mean()
 
 
-def test_linear_attention_ignores_what_stands_in_the_padding() -> None:
+@both_ways
+def test_linear_attention_ignores_what_stands_in_the_padding(attend: Any) -> None:
     q, k, v = (t.detach() for t in qkv())
-    real = torch.tensor([[True] * 5 + [False] * 4] * 3)[:, None]
-    expected = linear_attention(q, k, v, real)
+    real = torch.tensor([[True] * 5 + [False] * 4] * 3)
+    expected = attend(pack([q, k, v]), 2, real, False)
     v[:, :, 5:] = torch.inf
     k[:, :, 5:] = 1e6
-    assert torch.equal(linear_attention(q, k, v, real), expected)
+    assert torch.equal(attend(pack([q, k, v]), 2, real, False), expected)
+
+
+def test_a_key_far_below_zero_still_counts() -> None:
+    """elu(-40) + 1 rounds to 0 in float32, and 0 over 0 is no mean; exp(-40) is a small number."""
+    x = torch.full((1, 5, 12), -40.0)
+    x[..., 8:] = torch.arange(5.0)[:, None]
+    assert torch.equal(LinearAttention.apply(x, 2, None, False), torch.full((1, 5, 4), 2.0))
+
+
+@pytest.mark.parametrize("padded", [False, True], ids=["full", "padded"])
+def test_a_layer_compiles_into_one_graph_and_equals_itself(padded: bool) -> None:
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    layer = LDNLayer(LDNConfig(width=8, heads=2, steps=3), 16, None).double()
+    x, lengths = torch.randn(2, 16, 8, dtype=torch.float64), torch.tensor([16, 5]) if padded else None
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    results = []
+    for run in (layer, compiled):
+        given = x.clone().requires_grad_()
+        y = run(given, lengths)
+        gradients = torch.autograd.grad(y.square().sum(), [given, *layer.parameters()])
+        results.append([y, *gradients])
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, **EXACT)
 
 
 @pytest.mark.parametrize("kind", ["linear", "softmax", "diffusion"])

@@ -251,7 +251,7 @@ def sub_steps(diffusion: Diffusion, u: Tensor) -> Iterator[tuple[Tensor, Tensor]
     rate = diffusion.rate(u)
     a = rate.expand(1, N, D)[0]
     state = x = normal(1, N, D)
-    for dilation, steps in diffusion.dilations():
+    for dilation in diffusion.dilations():
         offsets = [tuple(dilation * d for d in offset) for offset in diffusion.offsets]
         c = diffusion.conductances(u.view(1, *grid, D), offsets, None)
         laplacian = torch.zeros(D, N, N, dtype=torch.float64)  # of the step: x + a * (laplacian @ x)
@@ -266,9 +266,8 @@ def sub_steps(diffusion: Diffusion, u: Tensor) -> Iterator[tuple[Tensor, Tensor]
                 energy[:, i, j] -= flow
                 energy[:, j, i] -= flow
         step = torch.eye(N, dtype=torch.float64) + a.T[:, :, None] * laplacian
-        for _ in range(steps):
-            state = torch.einsum("cij,bjc->bic", step, state)
-            yield step, energy
+        state = torch.einsum("cij,bjc->bic", step, state)
+        yield step, energy
     torch.testing.assert_close(diffusion(x, u, None), state, **EXACT)  # the steps above are those of the layer
 
 
@@ -549,7 +548,7 @@ def test_the_other_stencils_do_not_reach_as_far(kernel: Kernel) -> None:
 def test_the_dilations_start_over_once_they_span_the_sequence() -> None:
     """Past that, an edge would leave the sequence from everywhere and the sub-step would do nothing."""
     term = layer("multiscale", "channel", steps=16, length=16).diffusion
-    assert [dilation for dilation, _ in term.dilations()] == [1, 2, 4, 8] * 4
+    assert term.dilations() == [1, 2, 4, 8] * 4
 
 
 def test_a_dense_kernel_reaches_every_token_in_one_step() -> None:
