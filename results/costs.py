@@ -125,8 +125,8 @@ def detail_table(frame: pd.DataFrame) -> pd.DataFrame:
                 "Passes": str(row["iterations"]) if done else "",
                 "Peak MB": f"{row['peak_bytes'] / 1e6:,.1f}" if row["peak_bytes"] else "",
                 "GMAC": "" if math.isnan(row["gmac"]) else f"{row['gmac']:,.3f}",
-                "GB/s (of copy)": _share(row["gb_s"], row["gb_share"]),
-                "TFLOP/s (of matmul)": _share(row["tflop_s"], row["tflop_share"]),
+                "GB/s (share)": _share(row["gb_s"], row["gb_share"]),
+                "TFLOP/s (share)": _share(row["tflop_s"], row["tflop_share"]),
             }
         )
     return _without_one_mode(pd.DataFrame(rows))
@@ -154,14 +154,15 @@ def notes(frame: pd.DataFrame) -> list[str]:
         "its 95 % t interval.",
         "Peak: bytes of tensors at most (weights, input, activations, gradients), by the device's allocator; on a CPU "
         "by the profiler's record of every allocation. GMAC: one example, forward. TFLOP/s count 2 a multiply-add, "
-        "backward as two forward passes. GB/s count what eager operations read and write, each by itself; compiled "
+        "backward as two forward passes. Shares are of the ceilings. "
+        "GB/s count what eager operations read and write, each by itself; compiled "
         "code merges them, so there it is not known.",
     ]
     unknown = frame[frame["status"] != "done"]
     for (label, status, reason), rows in unknown.groupby(["label", "status", "reason"], sort=False):
         where = ", ".join(f"{n:,}" for n in sorted(rows["tokens"].unique()))
         works = " and ".join(rows["work"].unique())
-        said.append(f"{label} at {where} tokens, {works}: {SHORT.get(status, status)}, {reason}.")
+        said.append(f"{label} at {where} tokens, {works}, {SHORT.get(status, status)}: {reason}.")
     return said
 
 
@@ -201,23 +202,19 @@ def write_costs(frame: pd.DataFrame, title: str, folder: Path) -> list[Path]:
 
 
 def print_costs(console: Console, frame: pd.DataFrame, title: str, files: list[Path]) -> None:
-    """Throughput over lengths, then every measurement, the notes, and where all of it was written."""
-    captions = {"length_scaling": f"{title}: tokens a second, over numbers of tokens", "cost": "Every measurement"}
-    for name, printed in _tables(frame).items():
-        table = Table(title=captions[name], title_style="bold", title_justify="left", box=box.SIMPLE_HEAD)
-        for column in printed.columns:
-            table.add_column(column, justify="left" if column in ("Model", "Pass", "Mode") else "right", no_wrap=True)
-        former = ""
-        for row in printed.itertuples(index=False):
-            if name == "length_scaling" and former and row[1] != former:
-                table.add_row()
-            former = row[1]
-            table.add_row(*map(escape, map(str, row)))
-        console.print(table)
+    """Throughput over lengths, then what each pass took and held, the notes, and where all of it was written."""
+    scaling = frame[frame["task"] == "{}"]
+    if len(scaling):
+        _print(console, scaling_table(scaling), f"{title}: tokens a second, over numbers of tokens", "Pass")
+    for work, rows in frame.groupby("work", sort=False):
+        printed = detail_table(rows).drop(columns=["Pass", "Tokens/s"] if len(scaling) == len(frame) else ["Pass"])
+        if printed["Batch"].nunique() == 1:
+            printed = printed.drop(columns="Batch")
+        _print(console, printed, f"Every measurement, {work}", "N")
     for line in notes(frame):
         console.print(line, style="dim", markup=False, highlight=False)
     names = ", ".join(path.name for path in files)
-    console.print(f"\nWritten to {files[0].parent}/: {names}", markup=False, highlight=False)
+    console.print(f"\nWritten to {files[0].parent}/: {names}", markup=False, highlight=False, soft_wrap=True)
 
 
 class MeasuredRuns:
@@ -244,6 +241,21 @@ class MeasuredRuns:
             "cost.peak_bytes": float(row["peak_bytes"]),
             "cost.measured_on": how,
         }
+
+
+def _print(console: Console, printed: pd.DataFrame, title: str, apart: str) -> None:
+    """A table with an empty line wherever the column `apart` changes."""
+    table = Table(title=escape(title), title_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.title_justify = "left"
+    for column in printed.columns:
+        left = column in ("Model", "Pass", "Mode")
+        table.add_column(escape(column), justify="left" if left else "right", no_wrap=column != "Model")
+    starts = printed[apart] != printed[apart].shift(fill_value=printed[apart].iloc[0])
+    for row, new in zip(printed.itertuples(index=False), starts, strict=True):
+        if new:
+            table.add_row()
+        table.add_row(*map(escape, map(str, row)))
+    console.print(table)
 
 
 def _tables(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
@@ -306,7 +318,8 @@ def _mode(compiled: bool) -> str:
 
 def _without_one_mode(table: pd.DataFrame) -> pd.DataFrame:
     """Whether it was compiled, only where both stand side by side or it was."""
-    return table.drop(columns="Mode") if len(table) and set(table["Mode"]) == {"eager"} else table
+    eager = len(table) and set(table["Mode"]) == {"eager"}
+    return table.drop(columns="Mode") if eager else table
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -165,8 +165,8 @@ def _fault(error: Exception, device: torch.device) -> Unmeasured:
     text = f"{type(error).__name__}: {error}".splitlines()[0]
     if isinstance(error, torch.OutOfMemoryError | MemoryError) or any(sign in str(error) for sign in SIGNS):
         limit = resource.getrlimit(resource.RLIMIT_DATA)[0] if device.type == "cpu" else -1
-        room = f", of {limit / 1e9:.1f} GB that it may hold" if limit > 0 else ""
-        return Unmeasured("out of memory", f"out of memory{room}")
+        room = f"{limit / 1e9:.1f} GB, nine tenths of what was free," if limit > 0 else "the device's memory"
+        return Unmeasured("out of memory", f"{room} is not enough")
     return Unmeasured("failed", text)
 
 

@@ -9,10 +9,11 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, NullLocator
+from matplotlib.ticker import EngFormatter, NullLocator
 
 from results.figures.style import COLOURS, GREY, LONG, MARKERS, PAGE, STYLE
 
+BAND = 0.2  # part of the panel, on top, for what has no time
 UNKNOWN = {"out of memory": ("x", "out of memory"), "skipped": ("+", "not run: too long")}
 
 
@@ -42,9 +43,12 @@ def length_scaling(frame: pd.DataFrame, exponents: pd.DataFrame) -> Figure:
             lengths = sorted(frame["tokens"].unique())
             axes.set_xticks(lengths, labels=[_short(n) for n in lengths])
             axes.xaxis.set_minor_locator(NullLocator())
-            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axes.yaxis.set_major_formatter(EngFormatter(unit="s"))
             axes.grid(True)
-        panels[0].set_ylabel("Time of a pass (ms)")
+        panels[0].set_ylabel("Time of a pass")
+        if frame["status"].isin(UNKNOWN).any():  # room for the signs above all times
+            low, high = panels[0].get_ylim()
+            panels[0].set_ylim(low, high * (high / low) ** (BAND / (1 - BAND)))
         handles = [
             Line2D([], [], color=colour[name], marker=marker[name], label=f"{name}{_power(exponents, name, works[-1])}")
             for name in names
@@ -60,8 +64,8 @@ def length_scaling(frame: pd.DataFrame, exponents: pd.DataFrame) -> Figure:
 
 def _draw(axes: Axes, series: pd.DataFrame, colour: object, marker: str, compiled: bool) -> None:
     line = {"color": colour, "linestyle": "--" if compiled else "-", "marker": marker, "markersize": 3.5}
-    axes.plot(series["tokens"], series["median"] * 1e3, **line)  # type: ignore[arg-type]
-    axes.vlines(series["tokens"], series["low"] * 1e3, series["high"] * 1e3, color=colour, linewidth=0.8)
+    axes.plot(series["tokens"], series["median"], **line)  # type: ignore[arg-type]
+    axes.vlines(series["tokens"], series["low"], series["high"], color=colour, linewidth=0.8)
 
 
 def _mark(axes: Axes, series: pd.DataFrame, colour: object, shift: float) -> None:
@@ -69,7 +73,7 @@ def _mark(axes: Axes, series: pd.DataFrame, colour: object, shift: float) -> Non
     top = axes.get_xaxis_transform()  # x in data, y in parts of the axes
     for status, (sign, _) in UNKNOWN.items():
         for n in series.loc[series["status"] == status, "tokens"]:
-            axes.plot(n, 1.02 - 0.25 * shift, sign, color=colour, markersize=4, clip_on=False, transform=top)
+            axes.plot(n, 1 - 0.9 * BAND * shift, sign, color=colour, markersize=4, clip_on=False, transform=top)
 
 
 def _power(exponents: pd.DataFrame, name: str, work: str) -> str:
