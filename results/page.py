@@ -165,7 +165,7 @@ def runs_of(gathered: Gathered) -> dict[str, Any]:
         title(metric),
         title(valid),
         "Params",
-        "GMAC",
+        unit,
         "Seconds",
         "Device",
         "Commit",
