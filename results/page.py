@@ -174,7 +174,7 @@ def runs_of(gathered: Gathered) -> dict[str, Any]:
         title(metric),
         title(valid),
         "Params",
-        "GMAC",
+        unit,
         "Seconds",
         "Device",
         "Commit",

@@ -163,6 +163,15 @@ def test_runs_are_found_by_text_and_status(page: sync_api.Page) -> None:
     assert column(page, "#all", 1) == ["not yet"] * 2
 
 
+def test_a_run_costs_in_the_table_of_runs_what_its_arm_costs(page: sync_api.Page) -> None:
+    heads = [page.locator(f"{table} th").all_inner_texts() for table in ("table.sortable", "#all")]
+    arms, runs = (
+        column(page, table, 1 + head.index("kMAC"))
+        for table, head in zip(("table.sortable", "#all"), heads, strict=True)
+    )
+    assert runs == [cell for cell in arms for seed in range(2)]
+
+
 def test_an_opened_run_shows_its_whole_record(page: sync_api.Page, runs: Path) -> None:
     sheet = open_run(page, "ldn")
     run_id = page.locator("#all tbody tr").first.locator("td").last.inner_text()
