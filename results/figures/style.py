@@ -38,6 +38,9 @@ def encode(figure: Figure, kind: str) -> bytes:
     """The figure as a file of this kind ("png", "pdf"), the same bytes each time; text in a pdf stays text."""
     file = io.BytesIO()
     with matplotlib.rc_context({"pdf.fonttype": 42}):
+        if figure.get_layout_engine() is not None:  # found once for all kinds: it takes longer than drawing
+            figure.draw_without_rendering()
+            figure.set_layout_engine("none")
         figure.savefig(file, format=kind, dpi=300, metadata={"CreationDate": None} if kind == "pdf" else {})
     return file.getvalue()
 
