@@ -27,6 +27,7 @@ def importances(
     factors = [name for name in factors if runs[name].nunique() > 1]
     if len(runs) < FEWEST or not factors or value[runs.index].nunique() < 2:
         return pd.DataFrame(columns=["PED-ANOVA", "fANOVA"], dtype=float)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(direction="maximize" if direction == "max" else "minimize")
     space: dict[str, BaseDistribution] = {
         name: CategoricalDistribution(sorted(set(runs[name].astype(str)))) for name in factors

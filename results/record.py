@@ -28,6 +28,7 @@ import os
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, get_args, get_origin, get_type_hints
 
@@ -313,7 +314,7 @@ def read_cost(path: Path) -> CostRecord:
 
 def _from_plain(cls: type, plain: dict[str, Any], path: Path) -> Any:
     fields = {f.name: f for f in dataclasses.fields(cls)}
-    kinds = {name: get_origin(hint) or hint for name, hint in get_type_hints(cls).items()}
+    kinds = _kinds(cls)
     odd = sorted(
         n for n in plain.keys() & kinds.keys() if isinstance(kinds[n], type) and type(plain[n]) is not kinds[n]
     )
@@ -326,6 +327,12 @@ def _from_plain(cls: type, plain: dict[str, Any], path: Path) -> Any:
     if unknown or missing:
         raise CorruptFile(f"{path} does not fit: unknown fields {unknown}, missing fields {missing}")
     return cls(**plain)
+
+
+@cache
+def _kinds(cls: type) -> dict[str, Any]:
+    """The type of each field, without what it holds; resolved once, for thousands of records are read."""
+    return {name: get_origin(hint) or hint for name, hint in get_type_hints(cls).items()}
 
 
 def _required(f: dataclasses.Field[Any]) -> bool:

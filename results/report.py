@@ -19,7 +19,7 @@ from results.page import page as html_page
 from results.record import CorruptFile, Manifest, write_atomically
 from results.section import Gathered, Section
 from results.significance import over_examples
-from results.summary import CHOICE, most_telling, summarise
+from results.summary import CHOICE, MOST_CURVES, most_telling, summarise
 
 # what follows the table of arms, in this order; None where there is nothing to say
 SECTIONS: tuple[Callable[[Gathered], Section | None], ...] = (
@@ -54,10 +54,12 @@ def write_report(runs: Path, study: str, out: Path) -> Report:
     remarks += [f"{arm['label']}: {arm['note']}." for arm in manifest.arms if arm["note"]]
     remarks += manifest.notes
     shown = most_telling(frame, summary, manifest.direction, metric)
-    if len(shown) < len(summary):
-        remarks.append(f"The figures show {len(shown)} of {len(summary)} arms: {CHOICE}.")
+    learned = most_telling(frame, shown, manifest.direction, metric, MOST_CURVES)
+    for what, drawn_arms in (("figures", shown), ("training curves", learned)):
+        if len(drawn_arms) < len(summary):
+            remarks.append(f"The {what} show {len(drawn_arms)} of {len(summary)} arms: {CHOICE}.")
     try:
-        drawn_runs = frame[(frame["status"] == "done") & frame["arm"].isin(shown["arm"])]
+        drawn_runs = frame[(frame["status"] == "done") & frame["arm"].isin(learned["arm"])]
         evaluations = curves(runs, drawn_runs)
     except CorruptFile as error:  # one torn curve is no reason to withhold the rest
         evaluations = curves(runs, frame.head(0))
@@ -67,7 +69,7 @@ def write_report(runs: Path, study: str, out: Path) -> Report:
     drawn = {
         "arms": figures.arms(frame, shown, metric),
         "accuracy_against_cost": figures.accuracy_against_cost(shown, metric),
-        "training_curves": figures.training_curves(evaluations, shown, metric),
+        "training_curves": figures.training_curves(evaluations, learned, metric),
     }
     said = [*legend(summary), *bold_means(summary), *sources(others), *remarks]
     content = {

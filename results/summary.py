@@ -16,6 +16,7 @@ from results import statistics
 CONFIDENCE = 0.95
 LEVEL = 0.05
 MOST_ARMS = 40  # in a figure
+MOST_CURVES = 16  # panels take long to draw
 CHOICE = "the references and those that did best on validation"
 TRIVIAL = ("chance", "most frequent class")  # the floors that a run which has learned nothing is at
 REASON_WIDTH = 72  # a reason cut here is whole in runs.csv
@@ -101,19 +102,19 @@ def collapsed(frame: pd.DataFrame) -> pd.Series:
 
 
 def most_telling(
-    frame: pd.DataFrame, summary: pd.DataFrame, direction: Literal["max", "min"], metric: str
+    frame: pd.DataFrame, summary: pd.DataFrame, direction: Literal["max", "min"], metric: str, most: int = MOST_ARMS
 ) -> pd.DataFrame:
-    """The rows of at most MOST_ARMS arms for figures, in the study's order: references, then those best on validation.
+    """The rows of at most `most` arms for figures, in the study's order: references, then those best on validation.
 
     Test chooses nothing, not even what is drawn.
     """
-    if len(summary) <= MOST_ARMS:
+    if len(summary) <= most:
         return summary
     on_valid = metric.replace("test.", "valid.")
     value = measured(frame, on_valid) if on_valid in frame else pd.Series(math.nan, frame.index)
     mean = value.groupby(frame["arm"], observed=False).mean().reindex(summary["arm"]).to_numpy()
     rank = pd.DataFrame({"other": ~summary["is_reference"], "mean": mean if direction == "min" else -mean})
-    kept = rank.sort_values(["other", "mean"], kind="stable").index[:MOST_ARMS]
+    kept = rank.sort_values(["other", "mean"], kind="stable").index[:most]
     return summary.loc[sorted(kept)].reset_index(drop=True)
 
 

@@ -108,7 +108,8 @@ def latex_by_panel(
             columns[title(metric)] = printed[title(metric)]
         columns |= {name: printed[name] for name in printed.columns if name in COSTS}
         rows = pd.DataFrame(columns).set_axis(pd.Index(_keys(first[head]), tupleize_cols=False))
-        groups[head] = rows.reindex(pd.Index(order, tupleize_cols=False), fill_value=escape_latex(DASH))
+        rows = rows.reindex(pd.Index(order, tupleize_cols=False), fill_value=escape_latex(DASH))
+        groups[head] = rows.reset_index(drop=True)
     starts = [i > 0 and key[0] != order[i - 1][0] for i, key in enumerate(order)]
     return _float(_tabular(groups, starts), caption, label, remarks)
 

@@ -12,7 +12,6 @@ from typing import Any
 
 import matplotlib
 import pandas as pd
-import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter
@@ -48,8 +47,8 @@ def arms(frame: pd.DataFrame, summary: pd.DataFrame, metric: str) -> Figure:
         figure = Figure(figsize=(width, 0.5 + 0.17 * len(names)), layout="constrained")
         panels = figure.subplots(1, 1 if near.all() else 2, sharey=True, squeeze=False)[0]
         for axes in panels:
-            for height, name, black in zip(summary.index, summary["arm"], summary["is_reference"], strict=True):
-                _draw_arm(axes, height, values[frame["arm"] == name], "black" if black else COLOURS[0])
+            for black, arms in summary.groupby("is_reference"):
+                _draw_arms(axes, arms, values, frame["arm"], metric, "black" if black else COLOURS[0])
             for height in summary.index[summary["is_reference"]]:
                 compared = summary.index[summary["reference"] == summary["arm"][height]]
                 axes.vlines(
@@ -134,10 +133,12 @@ def _crowd(means: pd.Series) -> pd.Series:
     return near if crowded else pd.Series(True, means.index)
 
 
-def _draw_arm(axes: Axes, height: int, values: pd.Series, colour: Any) -> None:
-    axes.scatter(values, [height] * len(values), s=10, color=colour, alpha=0.4, linewidths=0)
-    spread = values.std() if values.count() > 1 else None
-    axes.errorbar(values.mean(), height, xerr=spread, fmt="|", color=colour, markersize=8, markeredgewidth=1.2)
+def _draw_arms(axes: Axes, arms: pd.DataFrame, values: pd.Series, arm_of: pd.Series, metric: str, colour: Any) -> None:
+    """All arms of one colour at once: forty apart take a second."""
+    heights = arm_of.astype(object).map(dict(zip(arms["arm"], arms.index, strict=True))).astype(float)
+    axes.scatter(values, heights, s=10, color=colour, alpha=0.4, linewidths=0)
+    mean, spread = arms["mean"] * scale(metric), arms["sd"] * scale(metric)
+    axes.errorbar(mean, arms.index, xerr=spread, fmt="|", color=colour, markersize=8, markeredgewidth=1.2)
 
 
 def _draw_point(axes: Axes, point: dict[Hashable, Any], marker: str) -> None:
@@ -185,8 +186,11 @@ def _curves_apart(evaluations: pd.DataFrame, shown: pd.DataFrame, column: str) -
 
 
 def _draw_curve(axes: Axes, evaluations: pd.DataFrame, column: str, colour: Any, label: str | None = None) -> None:
-    values = evaluations.assign(**{column: evaluations[column] * scale(column)})
-    sns.lineplot(values, x="step", y=column, errorbar="sd", color=colour, label=label, legend=False, ax=axes)
+    # by hand, because seaborn's lineplot takes a tenth of a second, and there may be forty
+    over_seeds = (evaluations[column] * scale(column)).groupby(evaluations["step"])
+    mean, spread = over_seeds.mean(), over_seeds.std().fillna(0)
+    axes.plot(mean.index, mean, color=colour, label=label)
+    axes.fill_between(mean.index, mean - spread, mean + spread, color=colour, alpha=0.2, linewidth=0)
     axes.xaxis.set_major_locator(MaxNLocator(4, steps=(1, 2, 5, 10)))
     axes.yaxis.set_major_locator(MaxNLocator(5, steps=(1, 2, 5, 10)))
     axes.grid(True)

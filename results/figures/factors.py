@@ -34,6 +34,7 @@ def factor_grid(levels: dict[str, list[str]], y: np.ndarray, metric: str) -> Fig
     tallest, widest = (max(mean.shape[axis] for mean, _ in maps) for axis in (0, 1))
     size = (COLUMN if wide == 1 and widest <= 5 else PAGE, high * (0.8 + 0.36 * tallest))
     lowest, highest = (pick([pick(mean[np.isfinite(mean)], initial=edge) for mean, _ in maps]) for pick, edge in EDGES)
+    scaled = (lowest, highest) if math.isfinite(lowest) else (0.0, 1.0)  # nothing measured yet: every cell is grey
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=size, layout="constrained")
         panels = figure.subplots(high, wide, squeeze=False)
@@ -41,7 +42,7 @@ def factor_grid(levels: dict[str, list[str]], y: np.ndarray, metric: str) -> Fig
             texts = [[_cell(m, k, form) for m, k in zip(*row, strict=True)] for row in zip(mean, n, strict=True)]
             sns.heatmap(
                 mean, ax=axes, annot=np.array(texts), fmt="", annot_kws={"size": 7}, cmap="cividis", cbar=False,
-                vmin=lowest, vmax=highest, linewidths=0.5, xticklabels=levels[second], yticklabels=levels[first],
+                vmin=scaled[0], vmax=scaled[1], linewidths=0.5, xticklabels=levels[second], yticklabels=levels[first],
             )  # fmt: skip
             axes.set(xlabel=_short(second), ylabel=_short(first), facecolor="0.9")
             axes.tick_params(length=0, rotation=0)

@@ -1,0 +1,251 @@
+"""Are a paper's tables right: what is bold, what stands apart, panels side by side, in LaTeX that compiles?"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from results import tables
+from results.apart import apart, sources
+from results.effects import section
+from results.notes import bold_means, caption, legend, notes, reasons
+from results.record import Manifest, run_folder
+from results.section import Gathered
+from results.significance import over_examples
+from results.significance import section as significance
+from results.summary import MOST_ARMS, most_telling, summarise
+from studies.tasks.digits import CuedDigits, Digits
+from studies.tasks.listops import ListOps
+
+FLOORS = {"data.floors.chance": 0.1, "data.floors.most frequent class": 0.17, "data.test_examples": 2000.0}
+PANELS = {"CIFAR-10, grey": "cifar10", "ListOps": "listops"}
+
+
+def study(seeds: int = 3, panels: dict[str, str] = PANELS) -> pd.DataFrame:
+    """Two tasks, each with a reference, one arm 20 points better and one about equal, and a collapsed seed."""
+    random, rows = np.random.default_rng(0), []
+    for panel, task in panels.items():
+        for i, (arm, mean) in enumerate({"ldn": 0.5, "ViT_50%": 0.7, "GRU": 0.5}.items()):
+            for seed in range(seeds):
+                collapsed = arm == "GRU" and panel == "ListOps" and seed == 0
+                value = 0.17 if collapsed else mean + random.normal(0, 0.01)
+                rows.append(
+                    {
+                        "arm": f"{panel}: {arm}",
+                        "reference": f"{panel}: ldn",
+                        "seed": seed,
+                        "run_id": f"{task}-{i}-{seed}",
+                    }
+                    | {"status": "done", "reason": "", "task.name": task, "test.accuracy": value, **FLOORS}
+                    | {"cost.params": 50_000 * (i + 1), "cost.gmac": 0.1 * (i + 1), "valid.accuracy": value}
+                    | {"env.device": "cpu (EPYC)", "env.torch": "2.13.0", "env.commit": "abc" if seed else "def"}
+                )
+    frame = pd.DataFrame(rows)
+    return frame.assign(arm=pd.Categorical(frame["arm"], frame["arm"].unique(), ordered=True))
+
+
+def compiled(tables_: str, folder: Path) -> None:
+    if not shutil.which("pdflatex") or not shutil.which("kpsewhich"):
+        pytest.skip("pdflatex is not installed")
+    if not subprocess.run(["kpsewhich", "booktabs.sty"], capture_output=True).stdout:
+        pytest.skip("booktabs is not installed")
+    page = f"\\documentclass{{article}}\\usepackage{{booktabs}}\\begin{{document}}\n{tables_}\\end{{document}}\n"
+    (folder / "page.tex").write_text(page)
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "page.tex"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, errors="replace")
+    assert done.returncode == 0, done.stdout[-2000:]
+    assert "Misplaced" not in done.stdout
+
+
+def test_a_paper_table_compiles_with_panels_floors_and_published_rows(tmp_path: Path) -> None:
+    frame = study()
+    summary, others = summarise(frame, "test.accuracy", "max"), apart(frame, "test.accuracy")
+    above, below = caption("Is 5% & more_ better?", "test.accuracy", frame, summary), legend(summary)
+    long = tables.latex(summary, "test.accuracy", above, "tab:x", [*below, *sources(others)], others)
+    panels = {"test.accuracy": tables.by_panel(summary, "ldn", others)}
+    panels["valid.accuracy"] = tables.by_panel(summarise(frame, "valid.accuracy", "max"), "ldn", others)
+    wide = tables.latex_by_panel(panels, above, "tab:y", below)
+    compiled(long + "\\clearpage\n" + wide, tmp_path)
+    assert wide.count(r"\multicolumn{4}{c}") == 2
+    assert r"\cmidrule(lr){2-5} \cmidrule(lr){6-9}" in wide
+    assert wide.count(r"ViT\_50\% &") == 1  # one row for both panels
+    assert wide.count("most frequent class &") == 1
+    assert wide.count(r"\textit{S4-LegS, s4-style}") == 1
+    for said in ("over 3 seeds", "3 pairs can attain no p below 0.25", "device cpu (EPYC)", "torch 2.13.0", "commit"):
+        assert said in above
+    assert r"\textit{Transformer, tay2021} & \textit{36.4}" in long
+
+
+def test_what_stands_apart_is_neither_ranked_nor_bold() -> None:
+    frame = study()
+    frame["test.accuracy"] /= 10  # so that every published row and floor is better
+    summary, others = summarise(frame, "test.accuracy", "max"), apart(frame, "test.accuracy")
+    printed = tables.markdown(summary, "test.accuracy", others)
+    assert printed.count("**") == 2 * 2  # one a panel
+    assert "*S4-LegS, s4-style*" in printed
+    lines = printed.splitlines()
+    assert next(i for i, line in enumerate(lines) if "chance" in line) == 2 + 3 + 1  # under a gap, after its panel
+    assert set(others["kind"]) == {"floor", "published"}
+    assert (others["reference"].value_counts() > 5).all()
+    assert "published by others under the protocol named, not run here" in " ".join(sources(others))
+    assert apart(frame, "test.loss").empty
+
+
+def test_only_a_task_with_lras_own_settings_has_published_rows() -> None:
+    frame = study().assign(**{"task.max_length": np.nan})
+    frame.loc[frame["task.name"] == "listops", "task.max_length"] = 100
+    kinds = apart(frame, "test.accuracy").groupby("reference")["kind"].agg(set)
+    assert kinds["ListOps: ldn"] == {"floor"}
+    assert kinds["CIFAR-10, grey: ldn"] == {"floor", "published"}
+    old = frame.drop(columns=[*FLOORS])
+    assert set(apart(old, "test.accuracy")["kind"]) == {"published"}
+    assert not summarise(old, "test.accuracy", "max")["collapsed"].any()
+
+
+def test_collapsed_seeds_are_flagged() -> None:
+    summary = summarise(study(), "test.accuracy", "max")
+    assert summary["collapsed"].tolist() == [0, 0, 0, 0, 0, 1]
+    printed = tables.markdown(summary, "test.accuracy")
+    assert printed.count("†") == 1
+    assert "1 of 3 seeds no better than the most frequent class" in printed
+    assert "ListOps: GRU: 1 of 3 seeds no better than the most frequent class; its mean includes them." in reasons(
+        summary
+    )
+    assert any(line.startswith("†") for line in legend(summary))
+
+
+def test_p_is_a_column_where_seeds_can_show_something() -> None:
+    few, many = (summarise(study(seeds), "test.accuracy", "max") for seeds in (3, 10))
+    assert "p (Holm)" not in tables.markdown(few, "test.accuracy")
+    assert "p (Holm)" in tables.markdown(many, "test.accuracy")
+    assert many["tied"].sum() == 2  # the better arm of each panel, alone
+    assert "0.0039" in tables.markdown(many, "test.accuracy")  # 2 x 2 / 2^10
+    assert "Holm-corrected" in " ".join(bold_means(many))
+
+
+def test_throughput_and_memory_are_columns_where_measured() -> None:
+    summary = summarise(study(), "test.accuracy", "max")
+    assert "ktok/s" not in tables.markdown(summary, "test.accuracy")
+    summary = summary.assign(tokens_per_second=[1500.0, *[np.nan] * 5], peak_bytes=3 * 2.0**20)
+    printed = tables.markdown(summary, "test.accuracy")
+    assert "ktok/s |" in printed
+    assert "|    1.5 |   3 |" in printed
+
+
+def test_mixed_commits_are_flagged_with_the_pairs_they_touch() -> None:
+    frame = study()
+    assert any("differ in the commit" in line and "No pair compared does." in line for line in notes(frame))
+    frame.loc[frame["arm"] == "ListOps: GRU", "env.commit"] = "other"
+    assert any("So do 3 of 12 pairs compared." in line for line in notes(frame))
+
+
+def test_figures_of_many_arms_show_those_best_on_validation() -> None:
+    names = [f"arm {i}" for i in range(60)]
+    frame = pd.DataFrame({"arm": pd.Categorical(names, names, ordered=True), "reference": "arm 5", "seed": 0})
+    frame = frame.assign(status="done", reason="", **{"valid.accuracy": np.arange(60) / 60, "test.accuracy": 0.5})
+    shown = most_telling(frame, summarise(frame, "test.accuracy", "max"), "max", "test.accuracy")
+    assert shown["arm"].tolist() == ["arm 5", *names[61 - MOST_ARMS :]]
+
+
+def test_predictions_say_how_sure_a_difference_is_over_examples(tmp_path: Path) -> None:
+    frame, random = study(), np.random.default_rng(1)
+    label = random.integers(0, 10, 500)
+    for arm, run_id in zip(frame["arm"].astype(str), frame["run_id"], strict=True):
+        right = random.random(500) < (0.7 if "ViT" in arm else 0.5)
+        run_folder(tmp_path, run_id).mkdir()
+        if run_id != "listops-2-1":  # one run without predictions: its arm has no interval
+            predicted = np.where(right, label, (label + 1) % 10)
+            np.savez(run_folder(tmp_path, run_id) / "predictions.npz", predicted=predicted, label=label)
+    table = over_examples(tmp_path, frame)
+    better = table.loc["ListOps: ViT_50%"]
+    assert 0.1 < better["example_low"] < 0.2 < better["example_high"] < 0.3
+    assert better["example_p"] < 0.001 > better["mcnemar_p"]
+    assert table.loc["CIFAR-10, grey: GRU", "example_p"] > 0.01
+    assert table.loc[["ListOps: GRU", "ListOps: ldn"]].isna().all(axis=None)
+    summary = summarise(frame, "test.accuracy", "max").join(table, on="arm")
+    printed = significance(Gathered(tmp_path, manifest("ldn"), frame, summary))
+    assert printed is not None
+    assert list(printed.tables["significance"]["bootstrap"]).count("") == 1
+
+
+def manifest(reference: str) -> Manifest:
+    return Manifest(
+        study="x", source="", question="?", reference=reference, metric="test.accuracy", direction="max", arms=[],
+        cells=[],
+    )  # fmt: skip
+
+
+def crossed() -> pd.DataFrame:
+    """Two factors of 2 and 3 levels: depth 4 adds 10 points, kernel b 5, both together 3 more; c nothing."""
+    rows = []
+    for depth in (2, 4):
+        for kernel in "abc":
+            for seed in range(4):
+                value = 0.5 + 0.1 * (depth == 4) + 0.05 * (kernel == "b") + 0.03 * (depth == 4 and kernel == "b")
+                value += 0.02 * seed + 0.001 * ((seed * 7 + depth + ord(kernel)) % 3)
+                rows.append(
+                    {
+                        "arm": "ldn" if (depth, kernel) == (2, "a") else f"{depth}{kernel}",
+                        "reference": "ldn",
+                        "seed": seed,
+                    }
+                    | {"factor.model.depth": depth, "factor.model.kernel": kernel, "status": "done", "reason": ""}
+                    | {"test.accuracy": value, "valid.accuracy": value}
+                )
+    rows += [
+        dict(rows[0], arm="linear", seed=seed) | {"factor.model.depth": None, "factor.model.kernel": None}
+        for seed in range(4)
+    ]
+    frame = pd.DataFrame(rows)
+    return frame.assign(arm=pd.Categorical(frame["arm"], frame["arm"].unique(), ordered=True))
+
+
+def test_a_crossed_study_has_effects_heat_map_and_importances() -> None:
+    frame = crossed()
+    made = section(Gathered(Path(), manifest("ldn"), frame, summarise(frame, "test.accuracy", "max")))
+    assert made is not None
+    effects = made.tables["effects"].set_index("Effect")
+    assert list(effects.index) == [
+        "model.depth 4 − 2", "model.kernel b − a", "model.kernel c − a",
+        "model.depth 4 × model.kernel b", "model.depth 4 × model.kernel c",
+    ]  # fmt: skip
+    numbers = effects["Estimate"].str.replace("−", "-").astype(float)
+    assert numbers.tolist() == pytest.approx([11, 6.5, 0, 3, 0], abs=0.35)
+    assert effects["cells"].tolist() == ["12/12", "8/8", "8/8", "4/4", "4/4"]
+    assert set(made.figures) == {"factors", "importance"}
+    shares = made.tables["importance"].set_index("Factor")
+    assert shares.sum().tolist() == pytest.approx([1, 1], abs=0.002)
+    assert shares.loc["model.depth", "fANOVA"] > shares.loc["model.kernel", "fANOVA"]  # 10 points against 5
+    annotated = [text.get_text() for text in made.figures["factors"].axes[0].texts]
+    assert len(annotated) == 6
+    assert all(text.endswith("n = 4") for text in annotated)
+
+
+def test_missing_cells_are_counted_and_other_designs_have_no_effects() -> None:
+    frame = crossed()
+    frame.loc[(frame["arm"] == "4b") & (frame["seed"] == 0), "status"] = "diverged"
+    made = section(Gathered(Path(), manifest("ldn"), frame, summarise(frame, "test.accuracy", "max")))
+    assert made is not None
+    assert made.tables["effects"]["cells"].tolist() == ["11/12", "7/8", "8/8", "3/4", "4/4"]
+    alone = frame[~frame["arm"].isin(["4b", "4c"])]  # one factor at a time: the differences are the effects
+    alone = alone.assign(arm=alone["arm"].cat.remove_unused_categories())
+    assert section(Gathered(Path(), manifest("ldn"), alone, summarise(alone, "test.accuracy", "max"))) is None
+
+
+def test_floors_are_measured_on_the_test_split(tmp_path: Path) -> None:
+    data = CuedDigits().load(tmp_path)
+    floors = data.provenance["floors"]
+    assert floors["chance"] == 0.1
+    assert floors["either digit, at random"] == pytest.approx(0.55, abs=0.01)
+    commonest = data.train.y.bincount().argmax()
+    assert floors["most frequent class"] == pytest.approx((data.test.y == commonest).double().mean().item())
+    assert data.provenance["test_examples"] == 4000
+    assert set(Digits().load(tmp_path).provenance["floors"]) == {"chance", "most frequent class"}
+    lists = ListOps(min_length=5, max_length=60, train=4000, valid=10, test=2000).load(tmp_path).provenance["floors"]
+    assert 0.13 < lists["most frequent class"] < 0.22
+    assert lists["most frequent class"] + 0.05 < lists["first operator"] < 0.45
