@@ -37,17 +37,12 @@ STYLE = {
 def encode(figure: Figure, kind: str) -> bytes:
     """The figure as a file of this kind ("png", "pdf", "svg"), the same bytes each time; text in a pdf stays text."""
     file = io.BytesIO()
-<<<<<<< HEAD
     undated = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}
     with matplotlib.rc_context({"pdf.fonttype": 42, "svg.hashsalt": "ldn"}):
-        figure.savefig(file, format=kind, dpi=300, metadata=undated.get(kind, {}))
-=======
-    with matplotlib.rc_context({"pdf.fonttype": 42}):
         if figure.get_layout_engine() is not None:  # found once for all kinds: it takes longer than drawing
             figure.draw_without_rendering()
             figure.set_layout_engine("none")
-        figure.savefig(file, format=kind, dpi=300, metadata={"CreationDate": None} if kind == "pdf" else {})
->>>>>>> stats
+        figure.savefig(file, format=kind, dpi=300, metadata=undated.get(kind, {}))
     return file.getvalue()
 
 
