@@ -70,15 +70,18 @@ def bold_means(summary: pd.DataFrame) -> list[str]:
     ]
 
 
-def caption(question: str, metric: str, frame: pd.DataFrame, summary: pd.DataFrame) -> str:
-    """What a table's caption states: what is shown, n, the tests and their correction, device, versions and commit."""
+def caption(question: str, metric: str, frame: pd.DataFrame, summary: pd.DataFrame, differences: bool = True) -> str:
+    """What a table's caption states: what is shown, n, the tests and their correction, device, versions and commit.
+
+    `differences`: whether the table has a column of them.
+    """
     done = frame[frame["status"] == "done"]
     planned = sorted(set(summary["planned"]))
     seeds = f"{planned[0]}" if len(planned) == 1 else f"{planned[0]} to {planned[-1]}"
     short = "" if summary["n"].equals(summary["planned"]) else " (n: those done)"
     said = [
         f"{question} {title(metric)}, mean ± standard deviation over {seeds} seed{'s' * (planned[-1] > 1)}{short}.",
-        f"Δ: paired difference to the reference with its {CONFIDENCE:.0%} t interval.",
+        *([f"Δ: paired difference to the reference with its {CONFIDENCE:.0%} t interval."] if differences else []),
         *bold_means(summary),
     ]
     where = [

@@ -112,6 +112,7 @@ def _latex(
     written = {"table.tex": tables.latex(summary, metric, above, f"tab:{manifest.study}", below, others)}
     if panels := tables.by_panel(summary, manifest.reference, others):
         label = f"tab:{manifest.study}-panels"
+        above = caption(manifest.question, metric, frame, summary, differences=False)
         written["panels.tex"] = tables.latex_by_panel({metric: panels}, above, label, below)
     return {name: text.encode() for name, text in written.items()}
 

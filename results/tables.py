@@ -83,7 +83,7 @@ def latex(
     remarks: list[str],
     apart: pd.DataFrame | None = None,
 ) -> str:
-    """A float that needs booktabs only. The notes stand under the table, where they may be long."""
+    """A float that needs booktabs and graphicx. The notes stand under the table, where they may be long."""
     rows = arranged(summary, apart)
     printed = cells(rows, metric, *LATEX_STYLE).drop(columns="Note")
     return _float(_tabular({"": printed}, list(rows["starts"])), caption, label, remarks)
@@ -104,12 +104,13 @@ def latex_by_panel(
     for head in first:
         columns = {}
         for metric in metrics:
-            printed = cells(panels[metric][head], metric, *LATEX_STYLE)
+            rows = panels[metric][head]
+            printed = cells(rows, metric, *LATEX_STYLE).set_axis(pd.Index(_keys(rows), tupleize_cols=False))
+            printed = printed.reindex(pd.Index(order, tupleize_cols=False), fill_value=escape_latex(DASH))
             columns[title(metric)] = printed[title(metric)]
-        columns |= {name: printed[name] for name in printed.columns if name in COSTS}
-        rows = pd.DataFrame(columns).set_axis(pd.Index(_keys(first[head]), tupleize_cols=False))
-        rows = rows.reindex(pd.Index(order, tupleize_cols=False), fill_value=escape_latex(DASH))
-        groups[head] = rows.reset_index(drop=True)
+            columns |= {name: printed[name] for name in printed.columns if name in (*UNITS, "ktok/s")}
+        groups[head] = pd.DataFrame(columns)[[*map(title, metrics), *(c for c in columns if c in COSTS)]]
+        groups[head] = groups[head].reset_index(drop=True)
     starts = [i > 0 and key[0] != order[i - 1][0] for i, key in enumerate(order)]
     return _float(_tabular(groups, starts), caption, label, remarks)
 
@@ -223,7 +224,7 @@ def escape_latex(text: str) -> str:
 def _float(tabular: str, caption: str, label: str, remarks: list[str]) -> str:
     return "\n".join(
         [
-            "% needs \\usepackage{booktabs}",
+            "% needs \\usepackage{booktabs,graphicx}",
             "\\begin{table}[htbp]",
             "\\centering",
             f"\\caption{{{escape_latex(caption)}}}",
@@ -231,7 +232,9 @@ def _float(tabular: str, caption: str, label: str, remarks: list[str]) -> str:
             "\\medskip",
             "\\small",
             "\\setlength{\\tabcolsep}{4pt}",
-            tabular,
+            f"\\sbox0{{{tabular}}}%",
+            # one that is wider than the text is made smaller, never cut by the page's edge
+            "\\ifdim\\wd0>\\linewidth\\resizebox{\\linewidth}{!}{\\usebox0}\\else\\usebox0\\fi",
             *(f"\\par\\smallskip{{\\footnotesize\\raggedright {escape_latex(line)}\\par}}" for line in remarks),
             "\\end{table}\n",
         ]

@@ -273,7 +273,9 @@ def test_latex_compiles(summary: pd.DataFrame, tmp_path: Path) -> None:
     known = "".join(map(chr, range(32, 127))) + "".join(tables.LATEX)
     summary["arm"] = summary["arm"].cat.rename_categories({"full": f"[{known}", "no diffusion": "*"})
     table = tables.latex(summary, "test.accuracy", known, "tab:x", reasons(summary))
-    document = f"\\documentclass{{article}}\\usepackage{{booktabs}}\\begin{{document}}\n{table}\\end{{document}}\n"
+    document = (
+        f"\\documentclass{{article}}\\usepackage{{booktabs,graphicx}}\\begin{{document}}\n{table}\\end{{document}}\n"
+    )
     (tmp_path / "page.tex").write_text(document)
     command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "page.tex"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, errors="replace")

@@ -54,7 +54,9 @@ def compiled(tables_: str, folder: Path) -> None:
         pytest.skip("pdflatex is not installed")
     if not subprocess.run(["kpsewhich", "booktabs.sty"], capture_output=True).stdout:
         pytest.skip("booktabs is not installed")
-    page = f"\\documentclass{{article}}\\usepackage{{booktabs}}\\begin{{document}}\n{tables_}\\end{{document}}\n"
+    page = (
+        f"\\documentclass{{article}}\\usepackage{{booktabs,graphicx}}\\begin{{document}}\n{tables_}\\end{{document}}\n"
+    )
     (folder / "page.tex").write_text(page)
     command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "page.tex"]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, errors="replace")
@@ -68,11 +70,13 @@ def test_a_paper_table_compiles_with_panels_floors_and_published_rows(tmp_path: 
     above, below = caption("Is 5% & more_ better?", "test.accuracy", frame, summary), legend(summary)
     long = tables.latex(summary, "test.accuracy", above, "tab:x", [*below, *sources(others)], others)
     panels = {"test.accuracy": tables.by_panel(summary, "ldn", others)}
-    panels["valid.accuracy"] = tables.by_panel(summarise(frame, "valid.accuracy", "max"), "ldn", others)
-    wide = tables.latex_by_panel(panels, above, "tab:y", below)
+    panels["valid.accuracy"] = tables.by_panel(summarise(frame, "valid.accuracy", "max"), "ldn")
+    aside = caption("Is it?", "test.accuracy", frame, summary, differences=False)
+    wide = tables.latex_by_panel(panels, aside, "tab:y", below)
     compiled(long + "\\clearpage\n" + wide, tmp_path)
-    assert wide.count(r"\multicolumn{4}{c}") == 2
-    assert r"\cmidrule(lr){2-5} \cmidrule(lr){6-9}" in wide
+    assert wide.count(r"\multicolumn{3}{c}") == 2
+    assert r"\cmidrule(lr){2-4} \cmidrule(lr){5-7}" in wide
+    assert "Overfull \\hbox" not in (tmp_path / "page.log").read_text()
     assert wide.count(r"ViT\_50\% &") == 1  # one row for both panels
     assert wide.count("most frequent class &") == 1
     assert wide.count(r"\textit{S4-LegS, s4-style}") == 1

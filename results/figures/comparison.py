@@ -134,7 +134,7 @@ def _crowd(means: pd.Series) -> pd.Series:
 
 
 def _draw_arms(axes: Axes, arms: pd.DataFrame, values: pd.Series, arm_of: pd.Series, metric: str, colour: Any) -> None:
-    """All arms of one colour at once: forty apart take a second."""
+    """All arms of one colour at once: dozens apart take a second."""
     heights = arm_of.astype(object).map(dict(zip(arms["arm"], arms.index, strict=True))).astype(float)
     axes.scatter(values, heights, s=10, color=colour, alpha=0.4, linewidths=0)
     mean, spread = arms["mean"] * scale(metric), arms["sd"] * scale(metric)
@@ -186,7 +186,7 @@ def _curves_apart(evaluations: pd.DataFrame, shown: pd.DataFrame, column: str) -
 
 
 def _draw_curve(axes: Axes, evaluations: pd.DataFrame, column: str, colour: Any, label: str | None = None) -> None:
-    # by hand, because seaborn's lineplot takes a tenth of a second, and there may be forty
+    # by hand, because seaborn's lineplot takes a tenth of a second, and there may be dozens
     over_seeds = (evaluations[column] * scale(column)).groupby(evaluations["step"])
     mean, spread = over_seeds.mean(), over_seeds.std().fillna(0)
     axes.plot(mean.index, mean, color=colour, label=label)
