@@ -209,7 +209,7 @@ def stencil(module: nn.Module, outputs: dict[nn.Module, tuple[Tensor, Tensor]]) 
         if module.conductance is not None:
             edges = outputs[module.conductance][1]  # (B, *grid, E)
             table = table.to(edges) * edges.flatten(0, -2).T
-        dilations = [dilation for dilation, steps in module.dilations() for _ in range(steps)]
+        dilations = module.dilations()
         return _by_offset(module.offsets, list(table), dilations)
     if isinstance(module, ConvHeat):
         return _by_offset([(-1,), (0,), (1,)], list(module.conv.weight[:, 0].T), [1])
