@@ -12,6 +12,7 @@ turns are compared. On a machine that does other work only the ratios mean anyth
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import time
 from collections.abc import Callable
@@ -67,14 +68,14 @@ def training_step(network: nn.Module, inputs: int, n: int, device: torch.device)
     return step
 
 
-def contestants(n: int, device: torch.device, compiled: bool) -> dict[str, Step]:
+def contestants(n: int, device: torch.device, compiled: bool, alone: bool = False) -> dict[str, Step]:
+    """Training steps on n tokens by name: of the layer and, unless it is `alone`, of what it is compared with."""
     torch.manual_seed(0)
     layer = LDNLayer(LDNConfig(width=WIDTH, heads=HEADS), n, grid=None)
-    networks: dict[str, tuple[nn.Module, int]] = {
-        "ldn": (WithoutLengths(layer), 1),
-        "dense": (DenseMaps(layer), 4),
-        "transformer": (WithoutLengths(TransformerLayer(WIDTH, HEADS, ffn_ratio=4, dropout=0.0)), 1),
-    }
+    networks: dict[str, tuple[nn.Module, int]] = {"ldn": (WithoutLengths(layer), 1)}
+    if not alone:
+        transformer = TransformerLayer(WIDTH, HEADS, ffn_ratio=4, dropout=0.0)
+        networks |= {"dense": (DenseMaps(layer), 4), "transformer": (WithoutLengths(transformer), 1)}
     steps = {}
     for name, (network, inputs) in networks.items():
         network.to(device)
@@ -125,20 +126,23 @@ def compare(device: torch.device) -> None:
 
 
 def scale(device: torch.device) -> None:
-    """The exponent p of time ~ N^p, fitted to medians by least squares of logarithms; lengths take turns too."""
+    """The exponent p of time ~ N^p, fitted by least squares of logarithms in every turn, which all lengths share."""
     for compiled in (False, True):
-        steps = {str(n): contestants(n, device, compiled)["ldn"] for n in LENGTHS}
-        spent = {int(n): median(seconds) for n, seconds in in_turns(steps, device).items()}
-        logs = [[torch.tensor(float(value)).log2().item() for value in values] for values in (spent, spent.values())]
-        slope = linear_regression(logs[0], logs[1]).slope
-        listed = ", ".join(f"{n // 1024}K {value * 1e3:.1f} ms" for n, value in spent.items())
-        label = f"exponent of time in N, {'compiled' if compiled else 'eager'}"
-        print(f"{label}: {slope:.3f}  (target at most 1.10; {listed})")
+        steps = {str(n): contestants(n, device, compiled, alone=True)["ldn"] for n in LENGTHS}
+        turns = list(zip(*in_turns(steps, device).values(), strict=True))
+        lengths = [math.log(n) for n in LENGTHS]
+        slopes = [linear_regression(lengths, [math.log(value) for value in turn]).slope for turn in turns]
+        low, _, high = quantiles(slopes, n=4)
+        print(f"exponent of time in N from 1K to 16K, {'compiled' if compiled else 'eager'}")
+        for n, spent in zip(LENGTHS, zip(*turns, strict=True), strict=True):
+            print(f"  {n:<34} {median(spent) * 1e3:8.2f} ms  {n / median(spent):9.0f} tokens/s")
+        spread = f"(middle half of turns {low:.2f} to {high:.2f}; target at most 1.10)"
+        print(f"  {'fitted':34} {median(slopes):5.2f}  {spread}")
 
 
 def show_profile(device: torch.device) -> None:
     for compiled in (False, True):
-        step = contestants(4096, device, compiled)["ldn"]
+        step = contestants(4096, device, compiled, alone=True)["ldn"]
         for _ in range(3):
             step()
         with profile() as recorded:
@@ -153,6 +157,7 @@ def main() -> None:
     parser.add_argument("--profile", action="store_true", help="print where the time goes instead")
     asked = parser.parse_args()
     # one thread: on a shared machine a second one is not there for all turns alike
+    torch._dynamo.config.recompile_limit = 64  # the same code is compiled once for every length
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     state = commit()
