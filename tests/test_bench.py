@@ -210,11 +210,11 @@ def test_other_lengths_are_refused(text: str) -> None:
 
 def test_a_bench_leaves_records_that_are_replaced_when_it_is_repeated(quick: None, tmp_path: Path) -> None:
     models = {"ldn": LDNConfig(width=8, depth=1, heads=2), "vit": ViTConfig(width=8, depth=1, heads=2)}
-    subjects = [subject(model, n, label) for n in (16, 32, 64) for label, model in models.items()]
+    subjects = [subject(model, n, label) for n in (16, 32) for label, model in models.items()]
     records = bench(subjects, QUICK, tmp_path)
-    assert len(records) == 12 == len(list(tmp_path.glob("costs/*.json")))
+    assert len(records) == 8 == len(list(tmp_path.glob("costs/*.json")))
     done = [record for record in records if record.status == "done"]
-    assert {record.label for record in done} == {"ldn"} and len(done) == 6
+    assert {record.label for record in done} == {"ldn"} and len(done) == 4
     assert {record.reason for record in records if record.label == "vit"} == {
         "ViT reads images; this task's input is of kind 'tokens' (choose its image view)"
     }
@@ -225,7 +225,7 @@ def test_a_bench_leaves_records_that_are_replaced_when_it_is_repeated(quick: Non
         assert {"commit", "torch", "device", "threads", "node"} <= record.env.keys()
         assert read_cost(tmp_path / "costs" / f"{record.cost_id}.json") == record
     bench(subjects[:2], QUICK, tmp_path)
-    assert len(list(tmp_path.glob("costs/*.json"))) == 12
+    assert len(list(tmp_path.glob("costs/*.json"))) == 8
 
 
 def test_a_compiled_pass_is_a_record_of_its_own(quick: None, tmp_path: Path) -> None:
@@ -286,11 +286,11 @@ def test_an_exponent_is_fitted_with_its_interval() -> None:
 
 def test_the_interval_covers_the_true_exponent_as_often_as_it_says() -> None:
     random, lengths, hits = np.random.default_rng(1), [2**i for i in range(10, 15)], 0
-    for _ in range(200):
+    for _ in range(60):
         frame = costs.cost_frame([made("a", n, n**1.5 * math.exp(random.normal(0, 0.1))) for n in lengths])
         fit = costs.exponents(frame).iloc[0]
         hits += fit["low"] <= 1.5 <= fit["high"]
-    assert 180 <= hits <= 198
+    assert 52 <= hits <= 60
 
 
 def test_tables_state_shares_and_what_has_no_number() -> None:
@@ -338,7 +338,7 @@ def test_a_study_is_benched_and_its_report_says_what_it_costs(
     Path("mixing.py").write_text(STUDY.replace("seeds=(0, 1)", "seeds=(0,)"))
     ran = CliRunner().invoke(app, ["run", "mixing.py", "--on", "inline"])
     assert ran.exit_code == 0, ran.output
-    options = ["--lengths", "16,32,64", "--seconds", "0.01", "--threads", "1", "--device", "cpu"]
+    options = ["--lengths", "16,32", "--seconds", "0.01", "--threads", "1", "--device", "cpu"]
     said = CliRunner().invoke(app, ["bench", "mixing.py", *options])
     assert said.exit_code == 0, (said.output, said.exception)
     assert "attention [only]" in said.output and "Exponent [95% interval]" in said.output
