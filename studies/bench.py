@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -290,6 +291,4 @@ def _versions(device: torch.device) -> dict[str, Any]:
     """What else a time on a GPU depends on."""
     if device.type != "cuda":
         return {}
-    import triton
-
-    return {"cuda": torch.version.cuda, "triton": triton.__version__}
+    return {"cuda": torch.version.cuda, "triton": version("triton")}
