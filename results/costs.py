@@ -203,11 +203,13 @@ def write_costs(frame: pd.DataFrame, title: str, folder: Path) -> list[Path]:
 
 def print_costs(console: Console, frame: pd.DataFrame, title: str, files: list[Path]) -> None:
     """Throughput over lengths, then what each pass took and held, the notes, and where all of it was written."""
-    scaling = frame[frame["task"] == "{}"]
-    if len(scaling):
-        _print(console, scaling_table(scaling), f"{title}: tokens a second, over numbers of tokens", "Pass")
     for work, rows in frame.groupby("work", sort=False):
-        printed = detail_table(rows).drop(columns=["Pass", "Tokens/s"] if len(scaling) == len(frame) else ["Pass"])
+        if len(scaling := rows[rows["task"] == "{}"]):
+            printed = scaling_table(scaling).drop(columns="Pass")
+            _print(console, printed, f"{title}: {work}, tokens a second over numbers of tokens")
+    for work, rows in frame.groupby("work", sort=False):
+        said_above = ["Tokens/s"] if (rows["task"] == "{}").all() else []
+        printed = detail_table(rows).drop(columns=["Pass", *said_above])
         if printed["Batch"].nunique() == 1:
             printed = printed.drop(columns="Batch")
         _print(console, printed, f"Every measurement, {work}", "N")
@@ -243,18 +245,19 @@ class MeasuredRuns:
         }
 
 
-def _print(console: Console, printed: pd.DataFrame, title: str, apart: str) -> None:
-    """A table with an empty line wherever the column `apart` changes."""
+def _print(console: Console, printed: pd.DataFrame, title: str, apart: str = "") -> None:
+    """A table with an empty line wherever the column `apart`, if any, changes."""
     table = Table(title=escape(title), title_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.title_justify = "left"
     for column in printed.columns:
-        left = column in ("Model", "Pass", "Mode")
+        left = column in ("Model", "Mode")
         table.add_column(escape(column), justify="left" if left else "right", no_wrap=column != "Model")
-    starts = printed[apart] != printed[apart].shift(fill_value=printed[apart].iloc[0])
-    for row, new in zip(printed.itertuples(index=False), starts, strict=True):
-        if new:
+    former = None
+    for row in printed.to_dict("records"):
+        if former and apart and row[apart] != former[apart]:
             table.add_row()
-        table.add_row(*map(escape, map(str, row)))
+        table.add_row(*(escape(str(cell)) for cell in row.values()))
+        former = row
     console.print(table)
 
 

@@ -22,6 +22,7 @@ import torch
 
 from studies.timing import Traffic, Unmeasured, Work, block, peak_memory, warm_up
 
+PRELOAD = "studies.bench"  # what the server imports once for all children: it brings the models along
 SHARE = 0.9  # of the free memory that a measurement may take
 GROUPS = (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"))
 SIGNS = ("can't allocate memory", "not enough memory", "out of memory", "could not create a memory", "bad_alloc")
@@ -52,7 +53,7 @@ class Isolated:
     def __init__(self, build: Callable[[], Workload], device: torch.device, threads: int, patience: float) -> None:
         os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # the profiler else writes to the terminal each time it starts
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload([__name__])
+        context.set_forkserver_preload([PRELOAD])
         self.patience = patience
         self.pipe, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(theirs, build, device, threads), daemon=True)
