@@ -69,7 +69,7 @@ def show(name: Name, runs: Runs = Path("runs")) -> None:
     design = f"{len(arms)} arms x {len(study.seeds)} seeds"
     console.print(f"\n{design}; {study.metric}, {study.direction}imised; widths matched by: {study.match}")
     if study.tuned is not None:
-        console.print(escape(tuning_note(study.tuned)), highlight=False)
+        console.print(escape(tuning_note(study.tuned)), highlight=False, soft_wrap=True)
     elif study.tuning is not None:
         console.print(f"not tuned yet: `python -m studies tune {name}` searches each arm's settings", highlight=False)
 
