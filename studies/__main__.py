@@ -215,7 +215,7 @@ def bench(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; by default one a core.")] = None,
     seconds: Annotated[float, typer.Option(min=0.01, help="Timed seconds of each measurement.")] = 0.5,
-    longest: Annotated[float, typer.Option(min=0.01, help="Skip passes expected to take more seconds.")] = 10,
+    longest: Annotated[float, typer.Option(min=0.01, help="Skip passes expected to take more seconds.")] = 5,
     runs: Runs = Path("runs"),
     out: Annotated[Path, typer.Option(help="Where reports are written.", envvar="LDN_REPORTS")] = Path("reports"),
 ) -> None:
