@@ -33,7 +33,7 @@ class Pool:
 
     def field(self, name: str, value: Any) -> int:
         """A field of a JSON object, indented. Indenting is slow, so it is done once for equal values."""
-        key = name, json.dumps(value)
+        key = name, str(value)
         if key not in self._fields:
             indented = json.dumps(value, indent=2, ensure_ascii=False).replace("\n", "\n  ")
             self._fields[key] = self.add(f"{json.dumps(name, ensure_ascii=False)}: {indented}")

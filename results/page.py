@@ -29,7 +29,7 @@ from results.details import details
 from results.section import Gathered, Section
 from results.summary import UNITS, cost_unit, measured, scale, title
 
-VECTOR_UP_TO = 300_000  # bytes; a larger drawing is quicker to show as pixels
+VECTOR_UP_TO = 3_000  # parts of a drawing; one of more is quicker to make and to show as pixels
 PIXELS_PER_INCH = 120  # a figure's eight-point letters are then as large as the page's small ones
 CAPTIONS = {
     "arms": "Every arm: its seeds (dots), mean (tick) and standard deviation (bar); the reference's mean as a line.",
@@ -51,15 +51,19 @@ def page(
     missing: Sequence[str],
     notes: Sequence[str],
     figures: Mapping[str, Figure],
+    pixels: Mapping[str, bytes],
     sections: Sequence[Section],
 ) -> str:
     """The report of a study as one HTML document, made to lie in `folder`: from there it links to the runs' files.
 
     `others` are the rows that stand apart from the arms (`results.apart`).
-    `missing` says why runs are missing, `notes` what a reader of the table must know, as in the other reports.
+    `missing` says why runs are missing, `notes` what a reader of the table must know, as in the other
+    reports; `pixels` are the figures' PNGs, those of the sections too, by name.
     """
     manifest = gathered.manifest
-    shown = [(section, [image(name, drawn) for name, drawn in section.figures.items()]) for section in sections]
+    shown = [
+        (section, [image(name, drawn, pixels[name]) for name, drawn in section.figures.items()]) for section in sections
+    ]
     island = runs_of(gathered) | details(gathered.runs, gathered.frame)
     island["folder"] = quote(os.path.relpath(gathered.runs, folder))
     templates = files("results") / "templates"
@@ -73,7 +77,7 @@ def page(
         arms=arms_table(gathered.summary, manifest.metric, others),
         missing=missing,
         notes=notes,
-        figures=[image(name, drawn) for name, drawn in figures.items()],
+        figures=[image(name, drawn, pixels[name]) for name, drawn in figures.items()],
         sections=shown,
         done=int((gathered.frame["status"] == "done").sum()),
         total=len(gathered.frame),
@@ -90,11 +94,10 @@ def embedded(plain: Any) -> str:
     return text.replace("<", "\\u003c")
 
 
-def image(name: str, figure: Figure) -> dict[str, Any]:
-    """A figure for an img element: vectors where they are few, else pixels; `width` in pixels of the page."""
-    kind, data = "svg+xml", drawing.encode(figure, "svg")
-    if len(data) > VECTOR_UP_TO:
-        kind, data = "png", drawing.encode(figure, "png")
+def image(name: str, figure: Figure, pixels: bytes) -> dict[str, Any]:
+    """A figure for an img element: vectors where they are few, else its `pixels` (a PNG); `width` in the page's."""
+    vectors = len(figure.findobj()) <= VECTOR_UP_TO
+    kind, data = ("svg+xml", drawing.encode(figure, "svg")) if vectors else ("png", pixels)
     source = f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
     caption = CAPTIONS.get(name, name.replace("_", " ").capitalize() + ".")
     return {"name": name, "caption": caption, "source": source, "width": round(figure.get_figwidth() * PIXELS_PER_INCH)}

@@ -258,7 +258,11 @@ def read_eval(runs: Path, run_id: str, eval_id: str) -> EvalRecord | None:
 
 def read_evals(runs: Path, run_id: str) -> list[EvalRecord]:
     """All evaluations of a run, in a fixed order. Raises CorruptFile."""
-    names = sorted(path.stem for path in (run_folder(runs, run_id) / "evals").glob("[!.]*.json"))
+    try:
+        files = sorted(os.listdir(run_folder(runs, run_id) / "evals"))
+    except FileNotFoundError:
+        return []
+    names = [name.removesuffix(".json") for name in files if name.endswith(".json") and not name.startswith(".")]
     return [record for name in names if (record := read_eval(runs, run_id, name)) is not None]
 
 

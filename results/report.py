@@ -84,7 +84,8 @@ def write_report(runs: Path, study: str, out: Path) -> Report:
     for section in sections:
         content |= {f"{name}.csv": printed.to_csv(index=False).encode() for name, printed in section.tables.items()}
     folder = out / manifest.study
-    content["report.html"] = html_page(gathered, folder, others, why, said, drawn, sections).encode()
+    pixels = {name.removesuffix(".png"): data for name, data in content.items() if name.endswith(".png")}
+    content["report.html"] = html_page(gathered, folder, others, why, said, drawn, pixels, sections).encode()
     for name, data in content.items():
         _write(folder / name, data)
     table = tables.terminal(summary, metric, manifest.question, others)

@@ -16,7 +16,7 @@ from results import statistics
 CONFIDENCE = 0.95
 LEVEL = 0.05
 MOST_ARMS = 30  # in a figure
-MOST_CURVES = 12  # panels take long to draw
+MOST_CURVES = 8
 CHOICE = "the references and those that did best on validation"
 TRIVIAL = ("chance", "most frequent class")  # the floors that a run which has learned nothing is at
 REASON_WIDTH = 72  # a reason cut here is whole in runs.csv
