@@ -175,6 +175,11 @@ def section(gathered: Gathered) -> Section | None:
         return Section("Measured cost", unreadable) if unreadable else None
     tasks = {key for records in _first_records(gathered).values() for key in [plain_key(records.spec["task"])]}
     frame = frame[frame["task"].isin({"{}", *tasks})].assign(label=lambda rows: rows["model"].map(labels))
+    references = gathered.summary["arm"][gathered.summary["is_reference"]]
+    if not frame["label"][frame["task"] == "{}"].isin(references).any():  # an arm that some other bench has met
+        frame = frame[frame["task"] != "{}"]
+    if frame.empty:
+        return None
     order = {label: place for place, label in enumerate(gathered.summary["arm"])}
     frame = frame.sort_values(["tokens", "work"], kind="stable").sort_values(
         "label", key=lambda column: column.map(order), kind="stable"
@@ -245,8 +250,18 @@ class MeasuredRuns:
         }
 
 
+def _fitting(printed: pd.DataFrame, width: int) -> pd.DataFrame:
+    """Without the columns that a terminal has no room for, the least important ones first; the files hold them all."""
+    for name in ("Passes", "GMAC", "GB/s (share)", "Peak MB", "TFLOP/s (share)"):
+        needed = sum(1 + max(map(len, [column, *map(str, cells)])) for column, cells in printed.items())
+        if needed >= width and name in printed:
+            printed = printed.drop(columns=name)
+    return printed
+
+
 def _print(console: Console, printed: pd.DataFrame, title: str, apart: str = "") -> None:
     """A table with an empty line wherever the column `apart`, if any, changes."""
+    printed = _fitting(printed, console.width)
     table = Table(title=escape(title), title_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.title_justify = "left"
     for column in printed.columns:
