@@ -258,10 +258,10 @@ def read_eval(runs: Path, run_id: str, eval_id: str) -> EvalRecord | None:
 
 def read_evals(runs: Path, run_id: str) -> list[EvalRecord]:
     """All evaluations of a run, in a fixed order. Raises CorruptFile."""
-    try:
-        files = sorted(os.listdir(run_folder(runs, run_id) / "evals"))
-    except FileNotFoundError:
+    folder = os.path.join(runs, run_id, "evals")  # asked of thousands of runs, most of which have none
+    if not os.path.isdir(folder):
         return []
+    files = sorted(os.listdir(folder))
     names = [name.removesuffix(".json") for name in files if name.endswith(".json") and not name.startswith(".")]
     return [record for name in names if (record := read_eval(runs, run_id, name)) is not None]
 
@@ -272,6 +272,8 @@ def write_probe(runs: Path, record: ProbeRecord) -> None:
 
 def read_probe(runs: Path, run_id: str) -> ProbeRecord | None:
     """What was measured inside a run's network; None if nothing yet. Raises CorruptFile."""
+    if not os.path.exists(os.path.join(runs, run_id, "probe.json")):
+        return None
     path = run_folder(runs, run_id) / "probe.json"
     plain = read_json(path, "delete it and probe again")
     return None if plain is None else _from_plain(ProbeRecord, plain, path)

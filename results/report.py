@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,6 +47,23 @@ class Report:
 
 def write_report(runs: Path, study: str, out: Path) -> Report:
     """Gather a study (its name, or its file) from `runs` and write its report into `out/<name>`."""
+    with _uncollected():
+        return _write_report(runs, study, out)
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Without garbage collection, which would look again and again through thousands of records that are all in use."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _write_report(runs: Path, study: str, out: Path) -> Report:
     manifest = manifest_of(runs, study)
     metric = manifest.metric
     frame = gather(runs, study)
