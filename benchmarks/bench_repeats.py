@@ -59,4 +59,4 @@ def main(seconds: float) -> None:
 
 
 if __name__ == "__main__":
-    main(seconds=1.0)
+    main(seconds=4.0)

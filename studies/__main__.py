@@ -214,7 +214,7 @@ def bench(
     compile: Annotated[bool | None, typer.Option("--compile/--no-compile", help="Compiled too (default: GPU).")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; by default one a core.")] = None,
-    seconds: Annotated[float, typer.Option(min=0.01, help="Timed seconds of each measurement.")] = 0.5,
+    seconds: Annotated[float, typer.Option(min=0.01, help="Timed seconds of each measurement.")] = 2,
     longest: Annotated[float, typer.Option(min=0.01, help="Skip passes expected to take more seconds.")] = 5,
     runs: Runs = Path("runs"),
     out: Annotated[Path, typer.Option(help="Where reports are written.", envvar="LDN_REPORTS")] = Path("reports"),
