@@ -31,7 +31,7 @@ from studies.bench import Settings, bench, exclusive, workload
 from studies.isolated import Isolated, Workload, free_memory
 from studies.roofline import Ceilings
 from studies.subjects import MODELS, Subject, of_length, of_study, parse_lengths, preset, tokens_of
-from studies.timing import Timing, Traffic, Unmeasured, block, interleaved, peak_memory, warm_up
+from studies.timing import FEWEST, Timing, Traffic, Unmeasured, block, interleaved, peak_memory, warm_up
 from studies.zoo import MODELS as ZOO
 from tests.test_cli import STUDY
 
@@ -63,22 +63,22 @@ def test_work_takes_turns_and_is_timed_block_by_block() -> None:
         return block(lambda: time.sleep(seconds), calls, CPU)
 
     turns = {name: partial(turn, name, seconds) for name, seconds in (("a", 0.002), ("b", 0.03))}
-    timed = interleaved(turns, {"a": 0.002, "b": 0.03}, seconds=0.1)
+    timed = interleaved(turns, {"a": 0.002, "b": 0.03}, seconds=0.2)
     a, b = timed["a"], timed["b"]
     assert isinstance(a, Timing) and isinstance(b, Timing)
     assert order[:6] == ["a", "b"] * 3
-    assert (len(a.seconds), a.iterations) == (10, 50)
-    assert (len(b.seconds), b.iterations) == (4, 4)
+    assert (len(a.seconds), a.iterations) == (10, 100)
+    assert (len(b.seconds), b.iterations) == (7, 7)
     low, median, high = b.quartiles
     assert 0.03 <= low <= median <= high
 
 
-def test_slow_work_is_warmed_up_once_and_timed_thrice() -> None:
+def test_slow_work_is_warmed_up_once_and_timed_a_few_times() -> None:
     calls: list[int] = []
     took = warm_up(lambda: (calls.append(1), time.sleep(0.02)), CPU, seconds=0.01)
     assert (len(calls), took >= 0.02) == (1, True)
     timed = interleaved({"slow": lambda calls: 0.02}, {"slow": 0.02}, seconds=0.01)
-    assert timed["slow"] == Timing([0.02] * 3, 3)
+    assert timed["slow"] == Timing([0.02] * FEWEST, FEWEST)
 
 
 def test_work_that_fails_in_its_turn_leaves_the_others_alone() -> None:
@@ -86,7 +86,7 @@ def test_work_that_fails_in_its_turn_leaves_the_others_alone() -> None:
         raise Unmeasured("failed", "it broke")
 
     timed = interleaved({"a": breaks, "b": lambda calls: 1.0}, {"a": 1.0, "b": 1.0}, seconds=0.1)
-    assert isinstance(timed["a"], Unmeasured) and timed["b"] == Timing([1.0] * 3, 3)
+    assert isinstance(timed["a"], Unmeasured) and timed["b"] == Timing([1.0] * FEWEST, FEWEST)
 
 
 def test_peak_memory_is_what_tensors_held_at_most() -> None:
