@@ -25,7 +25,7 @@ from scipy import stats
 from results import tables
 from results.figures.cost import length_scaling
 from results.figures.style import encode
-from results.record import CorruptFile, CostRecord, RunRecord, read_cost, read_record, write_atomically
+from results.record import CorruptFile, CostRecord, RunRecord, read_cost, write_atomically
 from results.section import Gathered, Section
 
 CONFIDENCE = 0.95
@@ -291,13 +291,8 @@ def _first_records(gathered: Gathered) -> dict[str, RunRecord]:
     """A run's record for each arm that has one."""
     found: dict[str, RunRecord] = {}
     for cell in gathered.manifest.cells:
-        if cell["arm"] not in found:
-            try:
-                record = read_record(gathered.runs, cell["run_id"])
-            except CorruptFile:  # the table of runs says so
-                continue
-            if record is not None:
-                found[cell["arm"]] = record
+        if cell["run_id"] in gathered.records:
+            found.setdefault(cell["arm"], gathered.records[cell["run_id"]])
     return found
 
 

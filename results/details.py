@@ -9,12 +9,13 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from results.record import CorruptFile, read_json, run_folder
+from results.record import RunRecord, run_folder
 
 CURVE_ROWS = 200_000  # evaluations that all curves together may have in a page, but never less than FEWEST a run
 FEWEST = 20
@@ -40,43 +41,40 @@ class Pool:
         return self._fields[key]
 
 
-def details(runs: Path, frame: pd.DataFrame) -> dict[str, Any]:
+def details(runs: Path, frame: pd.DataFrame, records: Mapping[str, RunRecord]) -> dict[str, Any]:
     """`details`, a list of one object a row of `frame`, and the `pool` of texts that these name by number."""
     pool = Pool()
     rows = max(FEWEST, CURVE_ROWS // max(1, len(frame)))
-    found = [_details(run_folder(runs, run_id), rows, pool) for run_id in frame["run_id"]]
+    found = [_details(str(run_folder(runs, run_id)), records.get(run_id), rows, pool) for run_id in frame["run_id"]]
     return {"details": found, "pool": list(pool.texts)}
 
 
-def _details(folder: Path, rows: int, pool: Pool) -> dict[str, Any]:
+def _details(folder: str, record: RunRecord | None, rows: int, pool: Pool) -> dict[str, Any]:
     try:
         names = sorted(entry.name for entry in os.scandir(folder) if not entry.name.startswith("."))
     except FileNotFoundError:
         return {}
     found: dict[str, Any] = {"files": pool.add("\n".join(names))} if names else {}
     if "curve.csv" in names:
-        found["curve"], found["evaluations"] = _curve(folder / "curve.csv", rows)
-    try:
-        record = read_json(folder / "record.json", "")
-    except CorruptFile:  # its row says so
-        return found
+        found["curve"], found["evaluations"] = _curve(os.path.join(folder, "curve.csv"), rows)
     return found | _of_record(record, pool) if record else found
 
 
-def _of_record(record: dict[str, Any], pool: Pool) -> dict[str, Any]:
+def _of_record(record: RunRecord, pool: Pool) -> dict[str, Any]:
     found: dict[str, Any] = {}
     # A field's text is shared, for most runs of a study have most fields in common.
-    found["spec"] = [pool.field(name, value) for name, value in record.get("spec", {}).items()]
+    found["spec"] = [pool.field(name, value) for name, value in record.spec.items()]
     found["metrics"] = [
         [f"{split}.{name}", _number(value)]
-        for split, metrics in record.get("metrics", {}).items() if isinstance(metrics, dict)
+        for split, metrics in record.metrics.items() if isinstance(metrics, dict)
         for name, value in metrics.items()
     ]  # fmt: skip
-    found["attempts"] = [_attempt(attempt, pool) for attempt in record.get("attempts", [])]
-    found["facts"] = [pool.field(name, record[name]) for name in ("cost", "data") if record.get(name)]
-    found["end"] = [f"{record.get('steps', 0)}", f"{record.get('best_step', 0)}", record.get("weights_hash", "")]
-    if record.get("traceback"):
-        found["traceback"] = pool.add(record["traceback"])
+    found["attempts"] = [_attempt(attempt, pool) for attempt in record.attempts]
+    facts = {"cost": record.cost, "data": record.data}
+    found["facts"] = [pool.field(name, value) for name, value in facts.items() if value]
+    found["end"] = [f"{record.steps}", f"{record.best_step}", record.weights_hash]
+    if record.traceback:
+        found["traceback"] = pool.add(record.traceback)
     return found
 
 
@@ -88,9 +86,10 @@ def _attempt(attempt: dict[str, Any], pool: Pool) -> list[Any]:
     return [when, "" if seconds is None else f"{seconds:,.1f}", pool.add(json.dumps(others)[1:-1])]
 
 
-def _curve(path: Path, rows: int) -> tuple[str, int]:
+def _curve(path: str, rows: int) -> tuple[str, int]:
     """The file's text, thinned evenly to so many rows (the last one stays); and how many evaluations it has."""
-    head, *lines = path.read_text(errors="replace").rstrip("\n").split("\n")
+    with open(path, errors="replace") as file:
+        head, *lines = file.read().rstrip("\n").split("\n")
     if len(lines) <= rows:
         return "\n".join([head, *lines]), len(lines)
     kept = [lines[round(i * (len(lines) - 1) / (rows - 1))] for i in range(rows)]

@@ -64,7 +64,8 @@ def gather_probes(gathered: Gathered) -> tuple[pd.DataFrame, pd.DataFrame, pd.Da
     weights: list[dict[str, Any]] = []
     fields: list[dict[str, Any]] = []
     said: list[str] = []
-    for cell in gathered.frame[gathered.frame["status"] == "done"].to_dict("records"):
+    cells = gathered.frame[["arm", "seed", "run_id"]]
+    for cell in cells[gathered.frame["status"] == "done"].to_dict("records"):
         try:
             record = read_probe(gathered.runs, cell["run_id"])
         except CorruptFile as error:

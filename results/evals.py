@@ -42,7 +42,9 @@ def gather_evals(gathered: Gathered, metric: str) -> tuple[pd.DataFrame, list[st
     rows: list[dict[str, Any]] = []
     torn: list[str] = []
     done = gathered.frame[gathered.frame["status"] == "done"]
-    for cell in done.to_dict("records"):
+    own = done.get(f"test.{metric}", pd.Series(math.nan, done.index))
+    cells = done[["arm", "reference", "seed", "run_id"]].assign(own=own)
+    for cell in cells.to_dict("records"):
         base = {name: cell[name] for name in ("arm", "reference", "seed", "run_id")}
         try:
             evals = read_evals(gathered.runs, cell["run_id"])
@@ -52,9 +54,9 @@ def gather_evals(gathered: Gathered, metric: str) -> tuple[pd.DataFrame, list[st
         elsewhere = [record for record in evals if record.changes or record.split != "test"]
         rows += [base | row(record, metric) for record in elsewhere]
         if elsewhere:
-            length, value = elsewhere[0].trained_length, cell.get(f"test.{metric}", math.nan)
-            own = {"fields": "", "setting": TRAINED, "order": -1.0, "status": "done", "reason": "", "value": value}
-            rows.append(base | own | {"length": length, "trained_length": length})
+            length, value = elsewhere[0].trained_length, cell["own"]
+            trained = {"fields": "", "setting": TRAINED, "order": -1.0, "status": "done", "reason": "", "value": value}
+            rows.append(base | trained | {"length": length, "trained_length": length})
     frame = pd.DataFrame(rows)
     if not frame.empty:
         frame["arm"] = frame["arm"].astype(gathered.frame["arm"].dtype)

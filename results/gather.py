@@ -30,11 +30,12 @@ from results.record import CorruptFile, Manifest, RunRecord, read_json, read_man
 PREFIXES = ["factor", "model", "task", "optim", "budget", "spec", "train", "valid", "test", "cost", "data", "env"]
 
 
-def gather(runs: Path, study: str) -> pd.DataFrame:
-    """One row for every cell of the study's manifest, arms in the study's order."""
+def gather(runs: Path, study: str, kept: dict[str, RunRecord] | None = None) -> pd.DataFrame:
+    """One row for every cell of the study's manifest, arms in the study's order; `kept` is given the records read."""
+    kept = {} if kept is None else kept
     manifest = manifest_of(runs, study)
     measured = MeasuredRuns(runs)
-    frame = pd.DataFrame([_row(runs, cell, measured) for cell in manifest.cells])
+    frame = pd.DataFrame([_row(runs, cell, measured, kept) for cell in manifest.cells])
     compared = {arm["label"]: arm["reference"] for arm in manifest.arms}
     frame.insert(1, "reference", frame["arm"].map(compared))
     frame["arm"] = pd.Categorical(frame["arm"], list(compared), ordered=True)
@@ -74,7 +75,7 @@ def manifest_of(runs: Path, study: str) -> Manifest:
     return manifest
 
 
-def _row(runs: Path, cell: dict[str, Any], measured: MeasuredRuns) -> dict[str, Any]:
+def _row(runs: Path, cell: dict[str, Any], measured: MeasuredRuns, kept: dict[str, RunRecord]) -> dict[str, Any]:
     run_id = cell["run_id"]
     row = {"arm": cell["arm"], "seed": cell["seed"], "run_id": run_id}
     try:
@@ -82,8 +83,13 @@ def _row(runs: Path, cell: dict[str, Any], measured: MeasuredRuns) -> dict[str, 
         status, reason = (record.status, record.reason) if record else _without_record(run_folder(runs, run_id))
     except CorruptFile as error:
         record, status, reason = None, "corrupt", str(error)
-    row |= {"status": status, "reason": " ".join(reason.split())} | _flat("factor", cell["factors"])
-    return row | _fields(record) | measured.of(record) if record else row
+    row |= {"status": status, "reason": " ".join(reason.split())}
+    _flatten(row, "factor", cell["factors"])
+    if record is not None:
+        kept[run_id] = record
+        _add_fields(row, record)
+        row |= measured.of(record)
+    return row
 
 
 def _without_record(folder: Path) -> tuple[str, str]:
@@ -109,28 +115,29 @@ def _is_held(lock: Path) -> bool:
     return False
 
 
-def _fields(record: RunRecord) -> dict[str, Any]:
-    row: dict[str, Any] = {}
+def _add_fields(row: dict[str, Any], record: RunRecord) -> None:
     for name, value in record.spec.items():
         grouped = name in PREFIXES and isinstance(value, dict)
-        row |= _flat(name if grouped else f"spec.{name}", value)
+        _flatten(row, name if grouped else f"spec.{name}", value)
     row |= {"train.steps": record.steps, "train.best_step": record.best_step}
     for split, metrics in record.metrics.items():
-        row |= _flat(split, metrics)
-    row |= _flat("cost", record.cost) | _flat("data", record.data)
+        _flatten(row, split, metrics)
+    _flatten(row, "cost", record.cost)
+    _flatten(row, "data", record.data)
     if record.attempts:
-        row |= _flat("env", record.attempts[-1])
+        _flatten(row, "env", record.attempts[-1])
     row["env.attempts"] = len(record.attempts)
     # An attempt that was killed could not say how long it took.
     row["env.seconds"] = sum(attempt.get("seconds", 0.0) for attempt in record.attempts)
-    return row
 
 
-def _flat(name: str, value: Any) -> dict[str, Any]:
-    """`{"a": {"b": 1}}` under the name "x" is `{"x.a.b": 1}`; a list becomes its JSON, which every file can hold."""
+def _flatten(row: dict[str, Any], name: str, value: Any) -> None:
+    """Add `{"a": {"b": 1}}` under the name "x" as "x.a.b"; a list becomes its JSON, which every file can hold."""
     if isinstance(value, dict):
-        return {column: leaf for key, part in value.items() for column, leaf in _flat(f"{name}.{key}", part).items()}
-    return {name: json.dumps(value) if isinstance(value, list) else value}
+        for key, part in value.items():
+            _flatten(row, f"{name}.{key}", part)
+    else:
+        row[name] = json.dumps(value) if isinstance(value, list) else value
 
 
 def _of_one_type(column: pd.Series) -> pd.Series:

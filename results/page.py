@@ -64,7 +64,7 @@ def page(
     shown = [
         (section, [image(name, drawn, pixels[name]) for name, drawn in section.figures.items()]) for section in sections
     ]
-    island = runs_of(gathered) | details(gathered.runs, gathered.frame)
+    island = runs_of(gathered) | details(gathered.runs, gathered.frame, gathered.records)
     island["folder"] = quote(os.path.relpath(gathered.runs, folder))
     templates = files("results") / "templates"
     script = (templates / "page.js").read_text()

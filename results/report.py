@@ -18,7 +18,7 @@ from results.apart import apart, sources
 from results.gather import curves, gather, manifest_of
 from results.notes import bold_means, caption, legend, notes, reasons
 from results.page import page as html_page
-from results.record import CorruptFile, Manifest, write_atomically
+from results.record import CorruptFile, Manifest, RunRecord, write_atomically
 from results.section import Gathered, Section
 from results.significance import over_examples
 from results.summary import CHOICE, MOST_CURVES, most_telling, summarise
@@ -66,7 +66,8 @@ def _uncollected() -> Iterator[None]:
 def _write_report(runs: Path, study: str, out: Path) -> Report:
     manifest = manifest_of(runs, study)
     metric = manifest.metric
-    frame = gather(runs, study)
+    records: dict[str, RunRecord] = {}
+    frame = gather(runs, study, records)
     summary = summarise(frame, metric, manifest.direction).join(over_examples(runs, frame), on="arm")
     others = apart(frame, metric)
     why, remarks = reasons(summary), notes(frame)
@@ -83,7 +84,7 @@ def _write_report(runs: Path, study: str, out: Path) -> Report:
     except CorruptFile as error:  # one torn curve is no reason to withhold the rest
         evaluations = curves(runs, frame.head(0))
         why.append(f"No training curves: {error}.")
-    gathered = Gathered(runs, manifest, frame, summary)
+    gathered = Gathered(runs, manifest, frame, summary, records)
     sections = [section for make in SECTIONS if (section := make(gathered)) is not None]
     drawn = {
         "arms": figures.arms(frame, shown, metric),

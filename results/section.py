@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
 from matplotlib.figure import Figure
 
-from results.record import Manifest
+from results.record import Manifest, RunRecord
 
 
 @dataclass(frozen=True)
 class Gathered:
-    """A study as its files tell it: what a section is made from. `frame` has one row a cell, `summary` one an arm."""
+    """A study as its files tell it: what a section is made from.
+
+    `frame` has one row a cell, `summary` one an arm; `records` are those of the runs, by their ids, that have one.
+    """
 
     runs: Path
     manifest: Manifest
     frame: pd.DataFrame
     summary: pd.DataFrame
+    records: Mapping[str, RunRecord] = field(default_factory=dict)
 
 
 @dataclass

@@ -15,7 +15,7 @@ import pytest
 from results import page as pages
 from results.apart import apart
 from results.gather import gather, manifest_of
-from results.record import run_folder
+from results.record import RunRecord, run_folder
 from results.report import write_report
 from results.section import Gathered, Section
 from results.summary import summarise
@@ -227,12 +227,13 @@ def test_figures_are_in_the_file_and_the_file_is_the_same_each_time(
 def test_many_runs_are_shown_a_page_at_a_time_and_sections_have_their_tables(
     browser: sync_api.Browser, runs: Path, tmp_path: Path
 ) -> None:
-    frame, manifest = gather(runs, "mine"), manifest_of(runs, "mine")
+    records: dict[str, RunRecord] = {}
+    frame, manifest = gather(runs, "mine", records), manifest_of(runs, "mine")
     many = frame.loc[frame.index.repeat(25)].reset_index(drop=True)
     summary = summarise(frame, manifest.metric, manifest.direction)
     table = summary[["arm", "mean"]].assign(p=[0.5, 0.04, float("nan"), 1e-9, 2.0])
     others, sections = apart(frame, manifest.metric), [Section("Tests", ["<i>Why</i>"], {"p": table})]
-    html = pages.page(Gathered(runs, manifest, many, summary), tmp_path, others, [], [], {}, {}, sections)
+    html = pages.page(Gathered(runs, manifest, many, summary, records), tmp_path, others, [], [], {}, {}, sections)
     (tmp_path / "many.html").write_text(html)
     opened = browser.new_page()
     opened.goto((tmp_path / "many.html").as_uri())
