@@ -27,7 +27,8 @@ Case = tuple[str, int, str]
 
 def ratios(subjects: list[Subject], seconds: float) -> dict[Case, float]:
     """Time over the reference's for every other model, length and pass, from one run of `bench`."""
-    how = settings("auto", None, False, seconds, 60)
+    # one thread: on a shared machine a second one is not there for all turns alike
+    how = settings("auto", 1, False, seconds, 60)
     with tempfile.TemporaryDirectory() as folder:
         records = bench(subjects, how, Path(folder))
     lacking = [f"{record.label}: {record.reason}" for record in records if record.status != "done"]

@@ -27,7 +27,8 @@ class LDNConfig(ModelConfig):
     and `symmetric` where it is learned · time_step: what the rate a depends on, starting at `rate` ·
     attention with `heads` · local: the per-token term · grid: "2d" diffuses to the 4 neighbours of an
     image's grid · norm: "pre" normalises what local, attention and ffn read, never what diffuses;
-    "post" normalises after each sum, as published · ffn_ratio: hidden width of the ffn over the width, 0 for no ffn.
+    "post" normalises after each sum, as published · ffn_ratio: hidden width of the ffn over the width, 0 for no ffn ·
+    fused: on a GPU, diffusion and linear attention by kernels of their own; elsewhere it changes nothing.
     """
 
     name: ClassVar[str] = "ldn"
@@ -49,6 +50,7 @@ class LDNConfig(ModelConfig):
     dropout: Annotated[float, Between(0, 1)] = 0.0
     positions: Positions = "auto"
     patch: Annotated[int, AtLeast(1)] = 4
+    fused: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -74,6 +76,8 @@ class LDNConfig(ModelConfig):
             idle |= {"dropout"}
         if input.kind != "image":
             idle |= {"patch"}
+        if (self.steps == 0 or self.kernel == "dense") and self.attention in ("none", "softmax"):
+            idle |= {"fused"}
         return idle
 
     def width_unit(self) -> int:
@@ -99,10 +103,10 @@ class LDNLayer(nn.Module):
             self.diffusion = DenseDiffusion(length, width, c.steps, c.time_step, c.rate)
         elif c.steps:
             self.diffusion = Diffusion(
-                length, width, c.steps, c.kernel, c.time_step, c.rate, c.radius, c.symmetric, grid
+                length, width, c.steps, c.kernel, c.time_step, c.rate, c.radius, c.symmetric, grid, c.fused
             )
         self.local = FeedForward(width, width, c.dropout) if c.local else None
-        self.attention = Attention(width, c.heads, c.attention) if c.attention != "none" else None
+        self.attention = Attention(width, c.heads, c.attention, c.fused) if c.attention != "none" else None
         self.ffn = FeedForward(width, c.ffn_ratio * width, c.dropout) if c.ffn_ratio else None
         self.pre = c.norm == "pre"
         read = self.local or self.attention or (self.diffusion is not None and self.diffusion.reads_tokens)

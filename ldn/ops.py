@@ -1,13 +1,14 @@
 """How the operators run: checks, then the fastest implementation for the device at hand.
 
-`diffuse` is one operator of `torch.library` ("ldn::diffuse"), so that a counter sees one operation with one cost,
-whichever implementation runs. A compiler is given plain operations instead, to fuse them with what stands around.
+On a GPU that is a kernel of `ldn.kernels`. Elsewhere `diffuse` is one operator of `torch.library` ("ldn::diffuse"), so
+that a counter sees one operation with one cost; a compiler is given plain operations, to fuse with what stands around.
 The definitions are those of `ldn.reference`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor
@@ -15,6 +16,10 @@ from torch import Tensor
 from ldn.attention import LinearAttention, formula
 from ldn.reference import Offset
 from ldn.stencil import Stencil, traceable
+
+KERNELS = torch.version.cuda is not None and find_spec("triton") is not None
+if KERNELS:
+    from ldn import kernels
 
 
 def diffuse(
@@ -25,10 +30,12 @@ def diffuse(
     steps: int,
     conductance: Tensor | None = None,
     dilations: Sequence[int] = (1,),
+    fused: bool = True,
 ) -> Tensor:
     """`steps` explicit diffusion steps; shapes and meaning as in `ldn.reference.diffuse`.
 
     Sub-step s goes along `dilations[s % len(dilations)]` times the offsets. One-sided (causal) offsets are legal.
+    `fused`: on a GPU, by the kernels of `ldn.kernels`.
     Raises ValueError for shapes that do not fit, and for a conductance, which is of one edge, with several dilations.
     """
     rank = x.dim() - 2
@@ -53,13 +60,17 @@ def diffuse(
         return x
     rate = rate.view((1,) * (x.dim() - rate.dim()) + rate.shape)
     dilations = [dilations[s % len(dilations)] for s in range(steps)]
+    if KERNELS and fused and x.is_cuda:
+        return kernels.diffuse(x, offsets, weights, rate, dilations, conductance)
     if torch.compiler.is_compiling():
         return traceable(x, offsets, weights, rate, dilations, conductance)
     flat = [coordinate for offset in offsets for coordinate in offset]
     return _diffuse(x, flat, weights, rate, steps, conductance, dilations)
 
 
-def linear_attention(qkv: Tensor, heads: int, real: Tensor | None = None, less_v: bool = False) -> Tensor:
+def linear_attention(
+    qkv: Tensor, heads: int, real: Tensor | None = None, less_v: bool = False, fused: bool = True
+) -> Tensor:
     """A v in time linear in N, or (A - I) v with `less_v`: qkv (B, N, 3 D), real (B, N) bool or None -> (B, N, D).
 
     A is that of `ldn.reference.linear_attention`. Where `real` is False, v counts as 0 and no one attends.
@@ -79,7 +90,6 @@ def _diffuse(
     conductance: Tensor | None,
     dilations: Sequence[int],
 ) -> Tensor:
-    # fused GPU kernels (ldn/kernels) are dispatched to from here, by x.device and dtype
     stencil = Stencil(x, _unflattened(offsets, x), weights, rate, dilations, conductance)
     y = x.to(stencil.dtype)
     for dilation in dilations:

@@ -113,9 +113,10 @@ class Diffusion(nn.Module):
         radius: int,
         symmetric: bool,
         grid: tuple[int, int] | None,
+        fused: bool = True,
     ) -> None:
         super().__init__()
-        self.steps, self.grid = steps, grid
+        self.steps, self.grid, self.fused = steps, grid, fused
         # multiscale: 1, 2, 4, ... up to the last that fits between two tokens of an axis, then from the start again
         self.scales = max(1, (max(grid or (length,)) - 1).bit_length()) if kernel == "multiscale" else 1
         self.rate = TimeStepRate(kind=time_step, width=width, start=rate)
@@ -147,11 +148,12 @@ class Diffusion(nn.Module):
             rate = rate.view(batch, *grid, 1)
         weights = h.new_full((len(self.offsets), 1), 1 / len(self.offsets)) if self.weights is None else self.weights()
         if self.conductance is None and lengths is None:
-            h = diffuse(h, self.offsets, weights, rate, self.steps, dilations=self.dilations())
+            h = diffuse(h, self.offsets, weights, rate, self.steps, dilations=self.dilations(), fused=self.fused)
             return h.reshape(batch, n, width)
         for dilation, run in groupby(self.dilations()):  # conductances are those of one dilation's edges
             offsets = [tuple(d * dilation for d in offset) for offset in self.offsets]
-            h = diffuse(h, offsets, weights, rate, len(list(run)), self.conductances(u, offsets, lengths))
+            conductances = self.conductances(u, offsets, lengths)
+            h = diffuse(h, offsets, weights, rate, len(list(run)), conductances, fused=self.fused)
         return h.reshape(batch, n, width)
 
     def conductances(self, u: Tensor, offsets: list[Offset], lengths: Tensor | None) -> Tensor | None:
@@ -196,9 +198,9 @@ class Attention(nn.Module):
     "diffusion": (A - I) v, what the paper reads it as · "softmax": scaled dot-product attention.
     """
 
-    def __init__(self, width: int, heads: int, kind: AttentionKind) -> None:
+    def __init__(self, width: int, heads: int, kind: AttentionKind, fused: bool = True) -> None:
         super().__init__()
-        self.heads, self.kind = heads, kind
+        self.heads, self.kind, self.fused = heads, kind, fused
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
 
@@ -206,7 +208,7 @@ class Attention(nn.Module):
         real = None if lengths is None else real_positions(lengths, u.shape[1])  # (B, N)
         qkv = self.qkv(u)
         if self.kind != "softmax":
-            return self.out(linear_attention(qkv, self.heads, real, less_v=self.kind == "diffusion"))
+            return self.out(linear_attention(qkv, self.heads, real, self.kind == "diffusion", self.fused))
         q, k, v = by_head(qkv, 3, self.heads)  # (B, H, N, d)
         mixed = scaled_dot_product_attention(q, k, v, attn_mask=None if real is None else real[:, None, None])
         return self.out(mixed.transpose(1, 2).flatten(2))

@@ -67,7 +67,7 @@ def test_work_takes_turns_and_is_timed_block_by_block() -> None:
     a, b = timed["a"], timed["b"]
     assert isinstance(a, Timing) and isinstance(b, Timing)
     assert order[:6] == ["a", "b"] * 3
-    assert (len(a.seconds), a.iterations) == (10, 100)
+    assert (len(a.seconds), a.iterations) == (20, 100)
     assert (len(b.seconds), b.iterations) == (7, 7)
     low, median, high = b.quartiles
     assert 0.03 <= low <= median <= high

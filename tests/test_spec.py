@@ -88,6 +88,7 @@ def test_the_canonical_content_is_the_pinned_one() -> None:
 # identity is content
 
 DIFFERENT: dict[str, Any] = {
+    "model.fused": False,
     "model": TransformerConfig(),
     "model.width": 64,
     "model.depth": 1,
@@ -159,6 +160,10 @@ WITHOUT_EFFECT: dict[str, tuple[RunSpec, dict[str, Any]]] = {
     "kernel adaptive": (with_field(BASE, "model.kernel", "adaptive"), {"model.radius": 3, "model.symmetric": False}),
     "raw rate": (with_field(BASE, "model.time_step", "raw"), {"model.rate": 0.1}),
     "no attention": (with_field(BASE, "model.attention", "none"), {"model.heads": 8}),
+    "nothing to fuse": (
+        with_field(with_field(BASE, "model.steps", 0), "model.attention", "softmax"),
+        {"model.fused": False},
+    ),
     "no image": (BASE, {"model.patch": 2}),
     "no image, Transformer": (with_field(BASE, "model", TransformerConfig()), {"model.patch": 2}),
     "no image, RNN": (with_field(BASE, "model", RNNConfig()), {"model.patch": 2}),

@@ -1,0 +1,266 @@
+"""S diffusion steps in one read and one write of the tokens, and their gradients in two reads and one write.
+
+A program keeps a tile of tokens and its halo in registers and steps them there in float32 (`ldn.kernels.steps`); which
+tokens, how wide a halo and how many steps is decided by `ldn.kernels.plan`. A 1-D sequence is a grid of width 1.
+Nothing is summed by atomics: the same input gives the same bits. The definition is `ldn.reference.diffuse`.
+Not measured on a GPU.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+from torch.library import triton_op, wrap_triton
+from torch.utils.flop_counter import register_flop_formula
+
+from ldn.kernels.plan import CHANNELS_BACKWARD, CHANNELS_FORWARD, Pass, pairs, plan
+from ldn.kernels.steps import backward_kernel, forward_kernel
+from ldn.reference import Offset
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+SPLIT_FROM = 5  # steps; fewer are bound by memory even with masks, and compiled twice as fast for having one form
+TILES_OF_A_PROGRAM = 8  # whose gradients of the coefficients a backward program sums, at the most
+PROGRAMS = 4096  # that a GPU should have at least
+# what is interpreted cannot be traced into: there the operators are opaque
+operator = torch.library.custom_op if triton.knobs.runtime.interpret else triton_op
+
+
+@dataclass(frozen=True)
+class _Stencil:
+    """What the launches of one call have in common. x and its like are (B, H, W, D), rate of as many dimensions."""
+
+    offsets: tuple[Offset, ...]
+    weights: Tensor
+    rate: Tensor
+    conductance: Tensor | None
+
+    @property
+    def of_tokens(self) -> bool:
+        """Whether each token has a rate of its own."""
+        return self.rate.shape[1] > 1 or self.rate.shape[2] > 1
+
+    @property
+    def numbers(self) -> int:
+        """How many coefficients each token has of its own."""
+        return int(self.of_tokens) + (0 if self.conductance is None else len(self.offsets))
+
+    def arguments(self, part: Pass, x: Tensor, channels: int) -> tuple[int, dict[str, Any]]:
+        """Number of tiles, and the arguments that both kernels share; a thread keeps `channels` of a row."""
+        _, h, w, d = x.shape
+        block = min(triton.next_power_of_2(d), 128 * channels)
+        flat = len(self.offsets[0]) == 1
+        sy, sx = part.stride, 1 if flat else part.stride
+        tiles_y, tiles_x = (triton.cdiv(n, s * t) for n, s, t in zip((h, w), (sy, sx), part.tile, strict=True))
+        up, down, left, right = part.reach
+        rate_strides = [0 if n == 1 else stride for n, stride in zip(self.rate.shape, self.rate.stride(), strict=True)]
+        edges = pairs(self.offsets)
+        shared = {
+            "weights": self.weights, "rate": self.rate,
+            "conductance": x if self.conductance is None else self.conductance,
+            "H": h, "W": w, "D": d, "tiles_y": tiles_y, "tiles_x": tiles_x, "blocks": triton.cdiv(d, block),
+            **dict(zip(("x_b", "x_y", "x_x"), x.stride(), strict=False)),
+            "w_e": self.weights.stride(0), "w_d": 0 if self.weights.shape[1] == 1 else self.weights.stride(1),
+            **dict(zip(("r_b", "r_y", "r_x", "r_d"), rate_strides, strict=True)),
+            "PAIRS": tuple(n for pair in edges for n in (*pair.offset, pair.ahead, pair.back)),
+            "P": len(edges), "E": len(self.offsets), "DILATIONS": part.dilations, "REACHES": part.reaches,
+            "S": len(part.dilations), "SY": sy, "SX": sx, "TY": part.tile[0], "TX": part.tile[1],
+            "UP": up, "DOWN": down, "LEFT": left, "RIGHT": right, "OF_TOKENS": self.of_tokens,
+            "OF_CHANNELS": self.of_tokens and self.rate.shape[3] > 1, "CONDUCTING": self.conductance is not None,
+            "SPLIT": int(len(part.dilations) >= SPLIT_FROM),
+            "BLOCK": block, "num_warps": max(1, block // (32 * channels)),
+        }  # fmt: skip
+        return tiles_y * tiles_x * sy * sx, shared
+
+
+def _forward(stencil: _Stencil, x: Tensor, passes: Sequence[Pass], dtype: torch.dtype) -> Tensor:
+    """x through these passes; what lies between two of them stays in float32."""
+    for part in passes:
+        out = torch.empty(x.shape, dtype=dtype if part is passes[-1] else torch.float32, device=x.device)
+        tiles, shared = stencil.arguments(part, x, CHANNELS_FORWARD)
+        wrap_triton(forward_kernel)[(tiles * shared["blocks"] * x.shape[0],)](x=x, out=out, **shared)
+        x = out
+    return x
+
+
+def _backward(
+    stencil: _Stencil, x: Tensor, grad: Tensor, part: Pass, dtype: torch.dtype, learning: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of x, (B, E, D) of the weights, (B, H, W, D or 1) of rates of tokens, (B, H, W, E) of conductances.
+
+    Where the rate is the same for all tokens, it is not in that of the weights. What is not asked for is empty.
+    """
+    b, h, w, d = x.shape
+    tiles, shared = stencil.arguments(part, x, CHANNELS_BACKWARD)
+    blocks = shared["blocks"]
+    # the more tiles a program sums over the less it writes, but all processors want work
+    of_group = max(1, min(TILES_OF_A_PROGRAM, tiles * blocks * b // PROGRAMS))
+    groups = triton.cdiv(tiles, of_group)
+    new = partial(torch.zeros, dtype=torch.float32, device=x.device)
+    g_x = torch.empty(x.shape, dtype=dtype, device=x.device)
+    g_weights = new((b, groups, shared["E"], d) if learning else (0, 0))
+    g_rate, g_conductance = new((0,)), new((0,))
+    if learning and stencil.of_tokens:
+        g_rate = new((1, b, h, w, d) if shared["OF_CHANNELS"] else (blocks, b, h, w, 1))
+    if learning and stencil.conductance is not None:
+        g_conductance = new((blocks, b, h, w, shared["E"]))
+    strides = dict(zip(("grad_b", "grad_y", "grad_x"), grad.stride(), strict=False))
+    wrap_triton(backward_kernel)[(groups * blocks * b,)](
+        x=x, grad=grad, g_x=g_x, g_weights=g_weights, g_rate=g_rate, g_conductance=g_conductance,
+        B=b, groups=groups, of_group=of_group, **strides, LEARNING=learning, **shared,
+    )  # fmt: skip
+    return g_x, g_weights.sum(1), g_rate.sum(0), g_conductance.sum(0)
+
+
+@operator("ldn::diffuse_fused", mutates_args=())
+def _diffuse(
+    x: Tensor,
+    offsets: Sequence[int],
+    weights: Tensor,
+    rate: Tensor,
+    conductance: Tensor | None,
+    dilations: Sequence[int],
+) -> Tensor:
+    stencil, x_ = _unpacked(x, offsets, weights, rate, conductance)
+    passes = _passes(stencil, x, dilations, backward=False)
+    if passes is None:
+        return torch.ops.ldn.diffuse(x, offsets, weights, rate, len(dilations), conductance, dilations)
+    return _forward(stencil, x_, passes, x.dtype).view(x.shape)
+
+
+@operator("ldn::diffuse_fused_backward", mutates_args=())
+def _diffuse_backward(
+    grad: Tensor,
+    x: Tensor,
+    offsets: Sequence[int],
+    weights: Tensor,
+    rate: Tensor,
+    conductance: Tensor | None,
+    dilations: Sequence[int],
+    learning: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of (x, weights, rate, conductance), all but the first empty unless `learning`."""
+    stencil, x_ = _unpacked(x, offsets, weights, rate, conductance)
+    passes = _passes(stencil, x, dilations, backward=True)
+    if passes is None:
+        conducting = learning and conductance is not None
+        found = torch.ops.ldn.diffuse_backward(
+            grad, x, offsets, weights, rate, conductance, dilations, learning, conducting
+        )
+        return found if learning else (found[0], found[1], rate.new_empty(0), found[3])
+    g, inputs, moved = _of_rows(grad).view(x_.shape), [x_], []
+    for part in passes[:-1] if learning else ():
+        inputs.append(_forward(stencil, inputs[-1], [part], torch.float32))
+    for part in reversed(passes):
+        dtype = x.dtype if part is passes[0] else torch.float32
+        g, *of_coefficients = _backward(stencil, inputs.pop() if learning else x_, g, part, dtype, learning)
+        moved.append(of_coefficients)
+    if not learning:
+        return g.view(x.shape), weights.new_empty(0), rate.new_empty(0), x.new_empty(0)
+    g_weights, g_rate, g_conductance = (torch.stack(parts).sum(0) for parts in zip(*moved, strict=True))
+    if not stencil.of_tokens:  # times the weights it is the rate's gradient, and times the rate the weights'
+        g_rate = (g_weights * weights.float()).sum(1)[:, None, None]
+        g_weights = g_weights * stencil.rate[:, 0].float()
+    g_rate = g_rate.sum_to_size(stencil.rate.shape).reshape(rate.shape).to(rate.dtype)
+    g_weights = g_weights.sum(0).sum_to_size(weights.shape).to(weights.dtype)
+    if conductance is None:
+        return g.view(x.shape), g_weights, g_rate, x.new_empty(0)
+    return g.view(x.shape), g_weights, g_rate, g_conductance.reshape(conductance.shape).to(conductance.dtype)
+
+
+def _unpacked(
+    x: Tensor, offsets: Sequence[int], weights: Tensor, rate: Tensor, conductance: Tensor | None
+) -> tuple[_Stencil, Tensor]:
+    """The stencil, its offsets no longer one list, and x (B, H, W, D): a sequence is a grid of width 1."""
+    rank = x.dim() - 2
+    listed = tuple(tuple(offsets[i : i + rank]) for i in range(0, len(offsets), rank))
+    x = _of_rows(x)
+    if rank == 1:
+        x, rate = x.unsqueeze(2), rate.unsqueeze(2)
+    return _Stencil(listed, weights, rate, None if conductance is None else conductance.contiguous()), x
+
+
+def _of_rows(x: Tensor) -> Tensor:
+    """x with the channels of a token side by side, as kernels read them; an expanded gradient has them not."""
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def _passes(stencil: _Stencil, x: Tensor, dilations: Sequence[int], backward: bool) -> tuple[Pass, ...] | None:
+    """None where the kernels cannot: for other dtypes, nothing to move, or offsets that reach too far for registers."""
+    if x.dtype not in DTYPES or x.numel() == 0 or not pairs(stencil.offsets):
+        return None
+    grid = tuple(int(n) for n in x.shape[1:-1])
+    planned = plan(stencil.offsets, tuple(dilations), grid, stencil.numbers, backward)
+    return None if planned is None else planned.passes
+
+
+@_diffuse.register_fake
+def _(x, offsets, weights, rate, conductance, dilations):
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+@_diffuse_backward.register_fake
+def _(grad, x, offsets, weights, rate, conductance, dilations, learning):
+    g_x = torch.empty_like(x, memory_format=torch.contiguous_format)
+    if not learning:
+        return g_x, weights.new_empty(0), rate.new_empty(0), x.new_empty(0)
+    g_conductance = x.new_empty(0) if conductance is None else conductance.new_empty(conductance.shape)
+    return g_x, weights.new_empty(weights.shape), rate.new_empty(rate.shape), g_conductance
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, ctx.offsets, weights, rate, conductance, ctx.dilations = inputs
+    ctx.save_for_backward(x, weights, rate, conductance)
+
+
+def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    x, weights, rate, conductance = ctx.saved_tensors
+    learning = any(ctx.needs_input_grad[n] for n in (2, 3, 4))
+    g_x, g_weights, g_rate, g_conductance = torch.ops.ldn.diffuse_fused_backward(
+        grad, x, ctx.offsets, weights, rate, conductance, ctx.dilations, learning
+    )
+    if not learning:
+        return g_x, None, None, None, None, None
+    return g_x, None, g_weights, g_rate, None if conductance is None else g_conductance, None
+
+
+_diffuse.register_autograd(_gradients, setup_context=_save)
+
+
+def _steps(x: Sequence[int], weights: Sequence[int], dilations: Sequence[int]) -> int:
+    """Floating-point operations: a step of E edges is E + 1 multiply-adds a token and channel, however it runs."""
+    return 2 * math.prod(x) * (weights[0] + 1) * len(dilations)
+
+
+@register_flop_formula(torch.ops.ldn.diffuse_fused)
+def _(x, offsets, weights, rate, conductance, dilations, **_):
+    return _steps(x, weights, dilations)
+
+
+@register_flop_formula(torch.ops.ldn.diffuse_fused_backward)
+def _(grad, x, offsets, weights, rate, conductance, dilations, learning, **_):
+    """The steps transposed; and for the coefficients' gradients the states again, and as many sums."""
+    return (3 if learning else 1) * _steps(x, weights, dilations)
+
+
+def diffuse(
+    x: Tensor,
+    offsets: Sequence[Offset],
+    weights: Tensor,
+    rate: Tensor,
+    dilations: Sequence[int],
+    conductance: Tensor | None = None,
+) -> Tensor:
+    """A step for each dilation, otherwise as `ldn.ops.diffuse`, which checks the shapes; of any strides.
+
+    What the kernels cannot do (float64, offsets that reach dozens of tokens) the plain operator does.
+    """
+    flat = [coordinate for offset in offsets for coordinate in offset]
+    rate = rate.view((1,) * (x.dim() - rate.dim()) + rate.shape)
+    return _diffuse(x, flat, weights, rate, conductance, list(dilations))
