@@ -94,9 +94,7 @@ def train(
         record = RunRecord(run_id=spec.run_id, spec=canonical(spec), status="failed")
         record.attempts = _former_attempts(folder, former)
         record.attempts.append(provenance(torch.device(place.device), place.threads))
-        graphs = (
-            spec.optim.graphs and torch.device(place.device).type == "cuda"
-        )  # a CPU has none: the step runs as it is
+        graphs = spec.optim.graphs and torch.device(place.device).type == "cuda"  # a CPU takes the step as it is
         record.attempts[-1] |= {"compile": place.compile, "graphs": graphs, "started": time.time()}
         began = time.perf_counter()
         try:

@@ -87,7 +87,7 @@ def test_a_run_ends_in_a_record(tmp_path: Path, compile):
 EACH = RunSpec(
     model=SMALL,
     task=CuedDigits(train=256, valid=64, test=64),
-    optim=Optimiser(lr=2e-3, graphs=True),
+    optim=Optimiser(lr=1e-2, graphs=True),
     budget=Budget(steps=30, evaluations=30),
 )
 DROPPING = with_field(EACH, "model.dropout", 0.5)
@@ -124,7 +124,7 @@ def test_a_graphed_run_is_the_launched_one_up_to_rounding_at_every_step(tmp_path
 @pytest.mark.parametrize("clip", [0.0, 0.05])
 def test_a_graphed_run_clips_smooths_and_crops_as_the_launched_one(tmp_path: Path, clip):
     task = CuedDigits(view="image", train=256, valid=64, test=64)
-    optim = Optimiser(lr=2e-3, graphs=True, clip=clip, label_smoothing=0.1)
+    optim = Optimiser(lr=1e-2, graphs=True, clip=clip, label_smoothing=0.1)
     spec = dataclasses.replace(EACH, task=task, optim=optim, augment="crop_flip")
     assert_close(curve(spec, tmp_path), curve(with_field(spec, "optim.graphs", False), tmp_path))
 
@@ -166,8 +166,9 @@ def test_two_graphed_runs_with_dropout_are_equal_and_so_is_one_that_was_stopped(
     for step in (1, WARM_UP, 17):
         assert_close(curve(DROPPING, tmp_path / f"stopped-{step}", stop=at(step)), whole, rel=1e-4)
     assert_close(curve(with_field(DROPPING, "optim.graphs", False), tmp_path), whole)
-    other = curve(with_field(EACH, "model.dropout", 0.4), tmp_path)
-    assert other[-1]["train_loss"] != pytest.approx(whole[-1]["train_loss"], rel=1e-3)  # dropout is seen in the loss
+    other = curve(with_field(DROPPING, "model.dropout", 0.4), tmp_path)
+    seen = [abs(ours["train_loss"] / theirs["train_loss"] - 1) for ours, theirs in zip(other, whole, strict=True)]
+    assert max(seen) > 3e-3  # other masks show in the losses, or all this would show nothing
 
 
 def test_a_graphed_run_warns_of_nothing(tmp_path: Path):
