@@ -74,15 +74,16 @@ def parts(facts: dict[str, Any], quick: bool, folder: Path) -> list[Part]:
             Part("tests", [*test, *own], 40),
             Part("tests of kernels", [*test, *operators], 60),
             Part("bench of kernels", [*bench, "kernels", *tiny], 40),
-            Part("bench", [*bench, *tiny], 40),
+            Part("bench at 64", [*bench, *tiny], 40),
             Part("training", [*train, "--steps", "60"], 40),
         ]
-    some = ["--lengths", "1024,4096", "--seconds", "0.25"]
+    timed = ["--seconds", "0.25", "--lengths"]
     return [
         Part("tests", [*test, *own], 150),
-        Part("tests of kernels", [*test, *operators], 100),
-        Part("bench of kernels", [*bench, "kernels", *some], 60),
-        Part("bench", [*bench, *some], 60),
+        Part("tests of kernels", [*test, *operators], 90),
+        Part("bench of kernels", [*bench, "kernels", *timed, "4096"], 60),
+        Part("bench at 1K", [*bench, *timed, "1024"], 45),
+        Part("bench at 4K", [*bench, *timed, "4096"], 60),
         Part("training", train, 150),
         Part("one layer", ["-m", "benchmarks.layer"], 240),
     ]

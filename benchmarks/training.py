@@ -154,7 +154,6 @@ def trained(label: str, spec: RunSpec, way: Way, place: Place, launched: dict[st
         spec = with_field(spec, path, value)
     assert spec.budget.steps is not None
     place = replace(place, runs=place.runs / way.label.replace(", ", "-"))  # a way is no part of a run's identity
-    torch.compiler.reset()  # what was compiled of one network is no use to another, and only so much is kept
     watch = Watch(spec.budget.steps, torch.device(place.device))
     record = train(spec, place, stop=watch)
     if record.status != "done":

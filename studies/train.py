@@ -148,6 +148,8 @@ def _run(
     state = state or checkpoint.State(loss_sum=torch.zeros((), device=device))
     record.attempts[-1]["first_step"] = first_step = state.step
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=spec.precision == "bf16")
+    if place.compile:
+        torch.compiler.reset()  # of all networks of a process eight are compiled, unless the others are forgotten
     forward = torch.compile(network) if place.compile else network
     graphs = record.attempts[-1]["graphs"]
     step = Step(forward, network.parameters(), optimiser, spec.optim, autocast, state.loss_sum, captured=graphs)
