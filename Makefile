@@ -2,11 +2,13 @@
 #   make ablation   the main study on its embedded data: trains, prints the table, draws the figures
 #   make test       lint, types and tests
 # and  make bench   the benchmarks behind the README's figures of speed
+#      make gpu-check   tests, bench and training on a GPU, under 8 minutes, into OUT/gpu-check.tar.gz; installs nothing
 
 PYTHON ?= python3
+OUT ?= reports
 BIN := .venv/bin
 
-.PHONY: ablation test bench clean
+.PHONY: ablation test bench gpu-check clean
 
 ablation: .venv/.suite
 	$(BIN)/python -m studies run axes
@@ -18,7 +20,10 @@ test: .venv/.test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 bench: .venv/.suite
-	for script in benchmarks/[a-z]*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+	for script in $(filter-out benchmarks/gpu_check.py,$(wildcard benchmarks/[a-z]*.py)); do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+gpu-check:
+	$(PYTHON) -m benchmarks.gpu_check --out $(OUT)
 
 .venv/.suite: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

@@ -162,7 +162,7 @@ class Diffusion(nn.Module):
         if lengths is None:
             return learned
         position = torch.arange(u.shape[1], device=lengths.device)
-        ends = position[:, None] + torch.tensor([offset[0] for offset in offsets], device=lengths.device)  # (N, E)
+        ends = torch.stack([position + offset[0] for offset in offsets], dim=-1)  # (N, E), no copy to wait for
         both = torch.maximum(ends, position[:, None]) < lengths[:, None, None]  # (B, N, E)
         return both.to(u.dtype) if learned is None else torch.where(both, learned, 0)
 

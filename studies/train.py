@@ -28,7 +28,8 @@ from studies.augment import crop_and_flip
 from studies.meter import measure
 from studies.provenance import provenance
 from studies.schedule import Batches, Clock, derived_seed, learning_rate_factor
-from studies.spec import Optimiser, RunSpec, canonical
+from studies.spec import RunSpec, canonical
+from studies.step import Replayed, SideStream, Step, adamw
 from studies.tasks.task import Split
 
 CHECK_EVERY = 20  # steps between two looks at whether the loss is finite: each look waits for the device
@@ -93,7 +94,8 @@ def train(
         record = RunRecord(run_id=spec.run_id, spec=canonical(spec), status="failed")
         record.attempts = _former_attempts(folder, former)
         record.attempts.append(provenance(torch.device(place.device), place.threads))
-        record.attempts[-1] |= {"compile": place.compile, "started": time.time()}
+        graphs = spec.optim.graphs and torch.device(place.device).type == "cuda"  # a CPU takes the step as it is
+        record.attempts[-1] |= {"compile": place.compile, "graphs": graphs, "started": time.time()}
         began = time.perf_counter()
         try:
             write_json(folder / "attempts.json", {"attempts": record.attempts})
@@ -145,11 +147,15 @@ def _run(
     state = checkpoint.load(folder / "checkpoint.pt", network, optimiser, device)
     state = state or checkpoint.State(loss_sum=torch.zeros((), device=device))
     record.attempts[-1]["first_step"] = first_step = state.step
-    forward = torch.compile(network) if place.compile else network
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=spec.precision == "bf16")
+    if place.compile:
+        torch.compiler.reset()  # of all networks of a process eight are compiled, unless the others are forgotten
+    forward = torch.compile(network) if place.compile else network
+    graphs = record.attempts[-1]["graphs"]
+    step = Step(forward, network.parameters(), optimiser, spec.optim, autocast, state.loss_sum, captured=graphs)
+    take = Replayed(step, SideStream(device)) if graphs else step
     batches = Batches(data.train, spec)
     clock = Clock(spec.budget, batches.per_epoch, 3 * cost.gmac * batches.size)
-    parameters = list(network.parameters())
     saved = reported = started = time.perf_counter()
 
     done = clock.done(state.step, state.seconds)
@@ -159,23 +165,17 @@ def _run(
             raise Stopped(f"run {spec.run_id} was stopped at step {state.step}")
         began = time.perf_counter()
         network.train()
-        for group in optimiser.param_groups:
-            group["lr"] = spec.optim.lr * learning_rate_factor(done, spec.optim)
+        lr = spec.optim.lr * learning_rate_factor(done, spec.optim)
+        step.set_rate(lr)
         x, lengths, y = batches[state.step]
         if spec.augment == "crop_flip":
             x = crop_and_flip(x, spec.task.input, derived_seed(spec.seed, "augment", state.step))
         torch.manual_seed(derived_seed(spec.seed, "dropout", state.step))
         with autocast:
-            logits = forward(spec.task.prepare(x), lengths)
-        loss = cross_entropy(logits.float(), y, label_smoothing=spec.optim.label_smoothing)
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        if spec.optim.clip:
-            nn.utils.clip_grad_norm_(parameters, spec.optim.clip, foreach=True)
-        optimiser.step()
+            x = spec.task.prepare(x)
+        take(x, lengths, y)
 
         state.step += 1
-        state.loss_sum += loss.detach()
         state.loss_steps += 1
         if state.step % CHECK_EVERY == 0:
             _refuse_divergence(state.loss_sum.item(), state.step)
@@ -183,7 +183,7 @@ def _run(
         state.seconds += now - began
         before, done = done, clock.done(state.step, state.seconds)
         if clock.evaluation_due(before, done):
-            _evaluate_and_keep_the_best(network, data.valid, spec, autocast, optimiser.param_groups[0]["lr"], state)
+            _evaluate_and_keep_the_best(network, data.valid, spec, autocast, lr, state)
             checkpoint.write_curve(folder / "curve.csv", state.curve)
             if done < 1 and (folder / "prune").exists():
                 checkpoint.save(folder / "checkpoint.pt", network, optimiser, state)
@@ -214,16 +214,6 @@ def _run(
 def _note_validation(record: RunRecord, state: checkpoint.State) -> None:
     record.metrics = {"train": {"loss": state.curve[-1]["train_loss"]}, "valid": state.best_metrics}
     record.steps, record.best_step = state.step, state.best_step
-
-
-def adamw(network: nn.Module, optim: Optimiser) -> torch.optim.AdamW:
-    """AdamW in which only weights of two or more dimensions decay."""
-    trained = [p for p in network.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.dim() > 1], "weight_decay": optim.weight_decay},
-        {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=optim.lr, betas=(optim.beta1, optim.beta2), fused=True)
 
 
 @torch.no_grad()
@@ -257,7 +247,8 @@ def _evaluate_and_keep_the_best(
     train_loss = state.loss_sum.item() / state.loss_steps
     row = {"step": state.step, "lr": lr, "train_loss": train_loss}
     state.curve.append(row | {f"valid_{name}": value for name, value in metrics.items()})
-    state.loss_sum, state.loss_steps = torch.zeros_like(state.loss_sum), 0
+    state.loss_sum.zero_()  # in place: a captured step adds to this tensor and no other
+    state.loss_steps = 0
     _refuse_divergence(train_loss + metrics["loss"], state.step)
     best = state.best_metrics
     if not best or (metrics["accuracy"], -metrics["loss"]) > (best["accuracy"], -best["loss"]):

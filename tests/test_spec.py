@@ -116,6 +116,7 @@ DIFFERENT: dict[str, Any] = {
     "optim.final": 0.1,
     "optim.clip": 0.0,
     "optim.label_smoothing": 0.1,
+    "optim.graphs": True,
     "batch": 32,
     "budget": Budget(epochs=1),
     "budget.steps": 999,

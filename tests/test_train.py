@@ -344,6 +344,35 @@ def test_a_compiled_run_is_the_same_run_up_to_rounding(tmp_path: Path, monkeypat
         assert other == pytest.approx(plain, rel=1e-3)
 
 
+def test_the_tenth_run_of_a_process_is_compiled_as_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    graphs, torch_compile = [0], torch.compile
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        graphs[0] += 1
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", lambda network: torch_compile(network, backend=backend))
+    short = with_field(with_field(PLAIN, "budget", Budget(steps=1)), "protocol", "validation")
+    for i in range(10):
+        record = train(with_field(short, "model.width", 4 * (i + 1)), place(tmp_path, compile=True))
+        assert (record.status, graphs[0] > i) == ("done", True)
+
+
+def test_graphs_change_nothing_on_a_cpu_and_the_record_says_that_there_were_none(
+    whole: tuple[Place, RunRecord], tmp_path: Path
+) -> None:
+    spec, where = with_field(SPEC, "optim.graphs", True), place(tmp_path)
+    assert spec.run_id != SPEC.run_id
+    with pytest.raises(Stopped):
+        train(spec, where, stop=at(7))
+    record = train(spec, where)
+    found, expected = outcome(where, spec), outcome(whole[0], SPEC)
+    assert found.pop("spec")["optim"].pop("graphs") and found.pop("run_id") == spec.run_id
+    del expected["spec"], expected["run_id"]
+    assert found == expected
+    assert [attempt["graphs"] for attempt in record.attempts] == [False, False]
+
+
 def test_progress_tells_loss_accuracy_speed_and_time_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(studies.train, "REPORT_SECONDS", 0.0)
     told: list[Progress] = []
