@@ -25,6 +25,7 @@ def diffuse(
     steps: int,
     conductance: Tensor | None = None,
     dilations: Sequence[int] = (1,),
+    fused: bool = True,
 ) -> Tensor:
     """`steps` explicit diffusion steps; shapes and meaning as in `ldn.reference.diffuse`.
 
@@ -59,7 +60,9 @@ def diffuse(
     return _diffuse(x, flat, weights, rate, steps, conductance, dilations)
 
 
-def linear_attention(qkv: Tensor, heads: int, real: Tensor | None = None, less_v: bool = False) -> Tensor:
+def linear_attention(
+    qkv: Tensor, heads: int, real: Tensor | None = None, less_v: bool = False, fused: bool = True
+) -> Tensor:
     """A v in time linear in N, or (A - I) v with `less_v`: qkv (B, N, 3 D), real (B, N) bool or None -> (B, N, D).
 
     A is that of `ldn.reference.linear_attention`. Where `real` is False, v counts as 0 and no one attends.
