@@ -10,6 +10,8 @@ import torch
 
 from baselines import RNNConfig, TransformerConfig
 from ldn import InputSpec, LDNConfig, PaperSequenceConfig, TargetSpec, diffuse
+from studies import kernels
+from studies.kernels import KernelSubject
 from studies.spec import Budget, RunSpec
 from studies.tasks.digits import CuedDigits
 from studies.train import Place, train
@@ -73,3 +75,12 @@ def test_a_run_ends_in_a_record(tmp_path: Path, compile):
     record = train(spec, Place(tmp_path / "runs", tmp_path, device=DEVICE, compile=compile))
     assert (record.status, record.reason) == ("done", "")
     assert record.metrics["test"]["loss"] < 4
+
+
+def test_a_plain_kernel_that_passes_for_a_fused_one_is_found(monkeypatch):
+    call = kernels.Diffusion.call
+    monkeypatch.setattr(kernels.Diffusion, "call", lambda case, fused, *given: call(case, False, *given))
+    built = KernelSubject("diffusion S=2", 64, 2, 256, fused=True).build(DEVICE, "bfloat16", False)
+    assert kernels.launched(built.works["forward"])
+    with pytest.raises(ValueError, match="this case is not fused"):
+        built.verify("forward")
