@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -25,7 +26,7 @@ LENGTHS = (1024, 4096)
 Case = tuple[str, int, str]
 
 
-def ratios(subjects: list[Subject], seconds: float) -> dict[Case, float]:
+def ratios(subjects: Sequence[Subject], seconds: float) -> dict[Case, float]:
     """Time over the reference's for every other model, length and pass, from one run of `bench`."""
     # one thread: on a shared machine a second one is not there for all turns alike
     how = settings("auto", 1, False, seconds, 60)

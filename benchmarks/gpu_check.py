@@ -73,7 +73,7 @@ def parts(facts: dict[str, Any], quick: bool, folder: Path) -> list[Part]:
         return [
             Part("tests", [*test, *own], 40),
             Part("tests of kernels", [*test, *operators], 60),
-            Part("bench of kernels", [*bench, "kernels", *tiny], 40),
+            Part("bench of operators", [*bench, "operators", *tiny], 40),
             Part("bench at 64", [*bench, *tiny], 40),
             Part("training", [*train, "--steps", "60"], 40),
         ]
@@ -81,7 +81,7 @@ def parts(facts: dict[str, Any], quick: bool, folder: Path) -> list[Part]:
     return [
         Part("tests", [*test, *own], 150),
         Part("tests of kernels", [*test, *operators], 90),
-        Part("bench of kernels", [*bench, "kernels", *timed, "4096"], 60),
+        Part("bench of operators", [*bench, "operators", *timed, "4096"], 60),
         Part("bench at 1K", [*bench, *timed, "1024"], 45),
         Part("bench at 4K", [*bench, *timed, "4096"], 60),
         Part("training", train, 150),

@@ -33,6 +33,8 @@ SETTING = ["device", "threads", "dtype"]  # times of different ones are not comp
 SERIES = ["label", "work", "compiled"]
 SHORT = {"out of memory": "out of memory", "skipped": "too long", "refused": "refused", "failed": "failed"}
 DASH = "–"
+EXPENDABLE = ("Passes", "GMAC", "GB/s (share)", "Peak MB", "TFLOP/s (share)")  # where a terminal is narrow, in order
+TEXTUAL = ("Model", "Mode", "Kernel", "Variant")
 
 
 def read_costs(runs: Path) -> tuple[pd.DataFrame, list[str]]:
@@ -54,7 +56,8 @@ def cost_frame(records: Iterable[CostRecord]) -> pd.DataFrame:
         env, seconds = row.pop("env"), row.pop("seconds")
         row |= {name: plain_key(row[name]) for name in ("model", "task", "input")}
         row |= {name: env.get(name) for name in ("device", "threads", "node", "torch", "cuda", "commit", "dirty")}
-        row |= {"load": env.get("load", math.nan), "blocks": len(seconds), "cost_id": record.cost_id}
+        row |= {name: env.get(name, math.nan) for name in ("load", "cache_bytes")}
+        row |= {"blocks": len(seconds), "cost_id": record.cost_id}
         rows.append(row)
     frame = pd.DataFrame(rows, columns=None if rows else [*_columns()])
     passes = frame["work"].map({"forward": 1, "forward+backward": 3}).astype(float)  # a backward pass has two products
@@ -103,7 +106,7 @@ def scaling_table(frame: pd.DataFrame) -> pd.DataFrame:
         cells = {row["tokens"]: _speed(row) for row in series.to_dict("records")}
         row = {"Model": label, "Pass": work, "Mode": _mode(compiled)}
         row |= {f"{n:,}": cells.get(n, "") for n in lengths}
-        rows.append(row | {"Exponent [95% interval]": _exponent(fitted.loc[key])})
+        rows.append(row | {"Exponent [95% interval]": print_exponent(fitted.loc[key])})
     return _without_one_mode(pd.DataFrame(rows))
 
 
@@ -134,6 +137,22 @@ def detail_table(frame: pd.DataFrame) -> pd.DataFrame:
 
 def notes(frame: pd.DataFrame) -> list[str]:
     """Where and how it was measured, what the columns mean, and why a cell holds no number."""
+    return [
+        *where(frame),
+        "Times are medians of timed blocks with their quartiles, models in turns, random input, full-length examples; "
+        "forward+backward is without the optimiser's step. Exponent: of time in N, log-log least squares, in brackets "
+        "its 95 % t interval.",
+        "Peak: bytes of tensors at most (weights, input, activations, gradients), by the device's allocator; on a CPU "
+        "by the profiler's record of every allocation. GMAC: one example, forward. TFLOP/s count 2 a multiply-add, "
+        "backward as two forward passes. Shares are of the ceilings. "
+        "GB/s count what eager operations read and write, each by itself; compiled "
+        "code merges them, so there it is not known.",
+        *unmeasured(frame),
+    ]
+
+
+def where(frame: pd.DataFrame) -> list[str]:
+    """On what it was measured, with what, and that device's ceilings."""
     said = []
     for (device, threads, dtype), rows in frame.groupby(SETTING, sort=False, dropna=False):
         first = rows.iloc[0]
@@ -148,16 +167,12 @@ def notes(frame: pd.DataFrame) -> list[str]:
         )
     if frame["device"].astype(str).str.startswith("cpu").any():
         said.append("On a shared CPU only ratios inside one run mean anything.")
-    said += [
-        "Times are medians of timed blocks with their quartiles, models in turns, random input, full-length examples; "
-        "forward+backward is without the optimiser's step. Exponent: of time in N, log-log least squares, in brackets "
-        "its 95 % t interval.",
-        "Peak: bytes of tensors at most (weights, input, activations, gradients), by the device's allocator; on a CPU "
-        "by the profiler's record of every allocation. GMAC: one example, forward. TFLOP/s count 2 a multiply-add, "
-        "backward as two forward passes. Shares are of the ceilings. "
-        "GB/s count what eager operations read and write, each by itself; compiled "
-        "code merges them, so there it is not known.",
-    ]
+    return said
+
+
+def unmeasured(frame: pd.DataFrame) -> list[str]:
+    """Why a cell holds no number."""
+    said = []
     unknown = frame[frame["status"] != "done"]
     for (label, status, reason), rows in unknown.groupby(["label", "status", "reason"], sort=False):
         where = ", ".join(f"{n:,}" for n in sorted(rows["tokens"].unique()))
@@ -194,13 +209,17 @@ def section(gathered: Gathered) -> Section | None:
 
 def write_costs(frame: pd.DataFrame, title: str, folder: Path) -> list[Path]:
     """A report of these costs alone: table.md, costs.csv, and the figure of length scaling where there is one."""
-    content = {"costs.csv": frame.to_csv(index=False).encode()}
-    drawn = _figures(frame)
-    for name, figure in drawn.items():
+    return write_page(folder, frame, "costs.csv", Section(title, notes(frame), _tables(frame), _figures(frame)))
+
+
+def write_page(folder: Path, frame: pd.DataFrame, csv: str, page: Section) -> list[Path]:
+    """The frame as `csv`, every figure as .png and .pdf, and a table.md that shows tables, figures and text."""
+    content = {csv: frame.to_csv(index=False).encode()}
+    for name, figure in page.figures.items():
         content |= {f"{name}.{kind}": encode(figure, kind) for kind in ("png", "pdf")}
-    page = [f"# {tables.escape_markdown(title)}", *map(tables.plain_markdown, _tables(frame).values())]
-    page += [f"![{name}]({name}.png)" for name in drawn] + [tables.escape_markdown(line) for line in notes(frame)]
-    content["table.md"] = ("\n\n".join(page) + "\n").encode()
+    parts = [f"# {tables.escape_markdown(page.title)}", *map(tables.plain_markdown, page.tables.values())]
+    parts += [f"![{name}]({name}.png)" for name in page.figures] + list(map(tables.escape_markdown, page.text))
+    content["table.md"] = ("\n\n".join(parts) + "\n").encode()
     for name, data in content.items():
         _write(folder / name, data)
     return [folder / name for name in content]
@@ -211,14 +230,18 @@ def print_costs(console: Console, frame: pd.DataFrame, title: str, files: list[P
     for work, rows in frame.groupby("work", sort=False):
         if len(scaling := rows[rows["task"] == "{}"]):
             printed = scaling_table(scaling).drop(columns="Pass")
-            _print(console, printed, f"{title}: {work}, tokens a second over numbers of tokens")
+            print_table(console, printed, f"{title}: {work}, tokens a second over numbers of tokens")
     for work, rows in frame.groupby("work", sort=False):
         said_above = ["Tokens/s"] if (rows["task"] == "{}").all() else []
         printed = detail_table(rows).drop(columns=["Pass", *said_above])
         if printed["Batch"].nunique() == 1:
             printed = printed.drop(columns="Batch")
-        _print(console, printed, f"Every measurement, {work}", "N")
-    for line in notes(frame):
+        print_table(console, printed, f"Every measurement, {work}", "N")
+    print_notes(console, notes(frame), files)
+
+
+def print_notes(console: Console, said: Iterable[str], files: list[Path]) -> None:
+    for line in said:
         console.print(line, style="dim", markup=False, highlight=False)
     names = ", ".join(path.name for path in files)
     console.print(f"\nWritten to {files[0].parent}/: {names}", markup=False, highlight=False, soft_wrap=True)
@@ -250,23 +273,25 @@ class MeasuredRuns:
         }
 
 
-def _fitting(printed: pd.DataFrame, width: int) -> pd.DataFrame:
+def _fitting(printed: pd.DataFrame, width: int, expendable: Iterable[str]) -> pd.DataFrame:
     """Without the columns that a terminal has no room for, the least important ones first; the files hold them all."""
-    for name in ("Passes", "GMAC", "GB/s (share)", "Peak MB", "TFLOP/s (share)"):
-        needed = sum(1 + max(map(len, [column, *map(str, cells)])) for column, cells in printed.items())
-        if needed >= width and name in printed:
+    for name in expendable:
+        needed = 1 + sum(2 + max(map(len, [column, *map(str, cells)])) for column, cells in printed.items())
+        if needed > width and name in printed:
             printed = printed.drop(columns=name)
     return printed
 
 
-def _print(console: Console, printed: pd.DataFrame, title: str, apart: str = "") -> None:
+def print_table(
+    console: Console, printed: pd.DataFrame, title: str, apart: str = "", expendable: Iterable[str] = EXPENDABLE
+) -> None:
     """A table with an empty line wherever the column `apart`, if any, changes."""
-    printed = _fitting(printed, console.width)
+    printed = _fitting(printed, console.width, expendable)
     table = Table(title=escape(title), title_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.title_justify = "left"
     for column in printed.columns:
-        left = column in ("Model", "Mode")
-        table.add_column(escape(column), justify="left" if left else "right", no_wrap=column != "Model")
+        left = column in TEXTUAL
+        table.add_column(escape(column), justify="left" if left else "right", no_wrap=column not in ("Model", "Kernel"))
     former = None
     for row in printed.to_dict("records"):
         if former and apart and row[apart] != former[apart]:
@@ -306,14 +331,15 @@ def _labels(gathered: Gathered) -> dict[str, str]:
 
 def _columns() -> Iterable[str]:
     names = [f.name for f in dataclasses.fields(CostRecord) if f.name not in ("env", "seconds")]
-    return [*names, "device", "threads", "node", "torch", "cuda", "commit", "dirty", "load", "blocks", "cost_id"]
+    where = ["device", "threads", "node", "torch", "cuda", "commit", "dirty", "load", "cache_bytes"]
+    return [*names, *where, "blocks", "cost_id"]
 
 
 def _speed(row: dict[Any, Any]) -> str:
     return f"{row['tokens_per_second']:,.0f}" if row["status"] == "done" else SHORT.get(row["status"], row["status"])
 
 
-def _exponent(fit: pd.Series) -> str:
+def print_exponent(fit: pd.Series) -> str:
     if math.isnan(fit["exponent"]):
         return DASH
     return f"{fit['exponent']:.2f}" + ("" if math.isnan(fit["low"]) else f" [{fit['low']:.2f}, {fit['high']:.2f}]")

@@ -13,7 +13,7 @@
                        /tuning.log      the Optuna journal of its tuning, rebuilt from trials.json when lost
                        /trials.json     TuningRecord with all trials
     <study file>.tuned.json             TuningRecord without the trials, beside the study's file
-    runs/costs/<cost_id>.json           CostRecord, of one pass of one model over one input on one device
+    runs/costs/<cost_id>.json           CostRecord, of one pass of one model or kernel over one input on a device
 
 Files are written beside their place and renamed, so a reader sees the old one or the new one, never half of one.
 """
@@ -117,14 +117,16 @@ CostStatus = Literal["done", "out of memory", "refused", "skipped", "failed"]
 
 @dataclass(kw_only=True)
 class CostRecord:
-    """What one pass of a model over one input cost on one device, or why that is not known.
+    """What one pass of a model, or of a kernel alone, over one input cost on one device, or why that is not known.
 
-    `model` is canonical, as in a run's spec, and so is `task`, which is empty where the input belongs to no task;
-    `input` says what was read (kind, length, ...), of which `tokens` is what throughput counts. The values read are
-    random in any case. `seconds` holds the time of a pass in each timed block, `median`, `low` and `high` their median
-    and quartiles, `iterations` how many passes all blocks held. `peak_bytes` is what the device's allocator held at
-    most, weights, input and gradients included, `moved_bytes` what the pass's operations read and wrote, each by
-    itself (0: not known, as under compilation, which merges them). `gmac` is of the forward pass of one example.
+    `model` is canonical, as in a run's spec (of a kernel: which one, and whether it is fused), and so is `task`, which
+    is empty where the input belongs to no task; `input` says what was read (kind, length, ...), of which `tokens` is
+    what throughput counts. The values read are random in any case. `seconds` holds the time of a pass in each timed
+    block, `median`, `low` and `high` their median and quartiles, `iterations` how many passes all blocks held.
+    `peak_bytes` is what the device's allocator held at most, weights, input and gradients included, `moved_bytes` what
+    the pass's operations read and wrote, each by itself (0: not known, as under compilation, which merges them), and
+    `least_bytes` what a kernel has to move however it is written: its input read once, its output written once (0: not
+    counted, as of a model). `gmac` is of the forward pass of one example.
     `copy_gb_s` and `matmul_tflop_s` are the device's ceilings as measured beside it. What is unknown is NaN or 0.
     """
 
@@ -146,6 +148,7 @@ class CostRecord:
     iterations: int = 0
     peak_bytes: int = 0
     moved_bytes: int = 0
+    least_bytes: int = 0
     params: int = 0
     gmac: float = math.nan
     copy_gb_s: float = math.nan

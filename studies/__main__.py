@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -208,9 +208,16 @@ def status(name: Name, runs: Runs = Path("runs")) -> None:
 
 @app.command()
 def bench(
-    name: Annotated[str | None, typer.Argument(help="A study, to measure its arms; without, every model.")] = None,
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            help="A study, to measure its arms; operators: LDN's alone, fused and not; without, every model."
+        ),
+    ] = None,
     lengths: Annotated[str, typer.Option(help="Numbers of tokens; 'none' for a study's own inputs only.")] = "",
-    batch: Annotated[int | None, typer.Option(min=1, help="At these lengths; by default 1, on a GPU 8.")] = None,
+    batch: Annotated[
+        int | None, typer.Option(min=1, help="At these lengths; by default 1, on a GPU 8 (operators: more).")
+    ] = None,
     compile: Annotated[bool | None, typer.Option("--compile/--no-compile", help="Compiled too (default: GPU).")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; by default one a core.")] = None,
@@ -221,24 +228,33 @@ def bench(
 ) -> None:
     """Measure time, memory and multiply-adds over lengths, all models in turns. Nothing else should run beside it."""
     from results.costs import cost_frame, print_costs, write_costs
-    from studies import subjects
+    from results.kernels import kernel_frame, print_kernels, write_kernels
+    from studies import kernels, subjects
     from studies.bench import bench as measure
     from studies.bench import settings
 
     how = settings(device, threads, compile, seconds, longest)
-    wanted = subjects.parse_lengths(lengths)
     size = batch or (1 if how.device == "cpu" else 8)
-    if name is None:
-        stem, title, chosen = "bench", "What every model costs", subjects.preset(wanted, size)
+    chosen: Sequence[subjects.Subject]
+    if name == kernels.NAME:
+        wanted = subjects.parse_lengths(lengths, kernels.size(how.device).lengths)
+        chosen = kernels.kernels(wanted, batch, how.device)
+    elif name is None:
+        stem, title, chosen = "bench", "What every model costs", subjects.preset(subjects.parse_lengths(lengths), size)
     else:
-        path = catalogue.source(name)
+        path = catalogue.source(name, f"; {kernels.NAME!r} stands for LDN's operators alone, not for a study's arms")
         stem, title = f"bench-{path.stem}", f"What the arms of {path.stem} cost"
-        chosen = subjects.of_study(catalogue.load(path), wanted, size)
+        chosen = subjects.of_study(catalogue.load(path), subjects.parse_lengths(lengths), size)
     if not chosen:
         raise ValueError("there is nothing to measure: give --lengths, or a study")
     with console.status("") as shown:
-        frame = cost_frame(measure(chosen, how, runs, lambda line: shown.update(escape(line))))
-    print_costs(console, frame, title, write_costs(frame, title, out / stem))
+        records = measure(chosen, how, runs, lambda line: shown.update(escape(line)))
+    if name == kernels.NAME:
+        frame = kernel_frame(records)
+        print_kernels(console, frame, write_kernels(frame, out / f"bench-{kernels.NAME}"))
+    else:
+        frame = cost_frame(records)
+        print_costs(console, frame, title, write_costs(frame, title, out / stem))
 
 
 # --- stored weights: evaluated elsewhere, looked into -------------------------------------------

@@ -1,13 +1,12 @@
-"""What does every model cost, over lengths? One exclusive pass over all of them, in turns, into cost records.
+"""What does every model or kernel cost, over lengths? One exclusive pass over all, in turns, into cost records.
 
-At one length each model waits in a process of its own; the timed blocks of all models, passes and modes take turns.
+At one length each subject waits in a process of its own; the timed blocks of all subjects, passes and modes take turns.
 Parameters and multiply-adds come from `studies.meter`. What cannot be measured is a record too: out of memory,
 refused by the model, or skipped because one pass would take too long.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import fcntl
 import math
 import os
@@ -18,24 +17,19 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
-from torch.nn.functional import cross_entropy
 
 from results.record import CostRecord, write_cost
 from studies.executors import places
-from studies.isolated import Isolated, Metered, Workload
-from studies.meter import measure
+from studies.isolated import Isolated, Metered
 from studies.provenance import provenance
 from studies.roofline import Ceilings, ceilings
-from studies.subjects import Subject
+from studies.subjects import DTYPES, PASSES, Pass, Subject
 from studies.timing import Timing, Unmeasured, interleaved
 
-Pass = Literal["forward", "forward+backward"]
-PASSES: tuple[Pass, ...] = get_args(Pass)
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-AT_ONCE = 24  # models that wait side by side; more are measured in several rounds
+AT_ONCE = 24  # subjects that wait side by side; more are measured in several rounds
 LOCK = Path(tempfile.gettempdir()) / "ldn-bench.lock"
 
 
@@ -116,7 +110,7 @@ def bench(
         records: list[CostRecord] = []
         for group in _rounds(subjects):
             tokens = {subject.tokens for subject in group}
-            report(f"{len(group)} models at {', '.join(f'{n:,}' for n in sorted(tokens))} tokens")
+            report(f"{len(group)} subjects at {', '.join(f'{n:,}' for n in sorted(tokens))} tokens")
             for record in Round(group, settings, records, report).measure():
                 record.env, record.copy_gb_s, record.matmul_tflop_s = env, most.copy_gb_s, most.matmul_tflop_s
                 write_cost(runs, record)
@@ -138,14 +132,14 @@ class Round:
     def measure(self) -> list[CostRecord]:
         try:
             for index, subject in enumerate(self.subjects):
-                for compiled in self.settings.modes:
+                for compiled in self.settings.modes if subject.compilable else (False,):
                     self.report(f"{subject.label}, {subject.tokens:,} tokens{', compiled' if compiled else ''}")
                     self._prepare(index, compiled)
-            self.report("timed blocks, all models in turns")
+            self.report("timed blocks, all in turns")
             turns = {p: partial(self.children[p.subject, p.compiled].turn, p.work) for p in self.metered}
             took = {point: metered.took for point, metered in self.metered.items()}
             for point, timing in interleaved(turns, took, self.settings.seconds).items():
-                _fill(self.records[point], timing)
+                _fill(self.records[point], self._verified(point, timing))
         finally:
             for child in self.children.values():
                 child.close()
@@ -154,6 +148,7 @@ class Round:
     def _prepare(self, index: int, compiled: bool) -> None:
         """Start the process of a subject and let it make its first calls."""
         settings = self.settings
+        counted = self.subjects[index].counted and not compiled
         points = {work: Point(index, compiled, work) for work in PASSES}
         for point in points.values():
             self.records[point] = self._record(point)
@@ -172,14 +167,14 @@ class Round:
                 continue
             try:
                 child = self.children[index, compiled]
-                self.metered[point] = metered = child.meter(point.work, settings.seconds, not compiled)
+                self.metered[point] = metered = child.meter(point.work, settings.seconds, counted)
                 record.peak_bytes, record.moved_bytes = metered.peak_bytes, metered.moved_bytes
             except Unmeasured as fault:
                 _fill(record, fault)
 
     def _start(self, index: int, compiled: bool) -> Isolated:
         settings = self.settings
-        build = partial(workload, self.subjects[index], settings.device, settings.dtype, compiled)
+        build = partial(self.subjects[index].build, settings.device, settings.dtype, compiled)
         patience = 10 * settings.longest + (600 if compiled else 60)
         try:
             child = Isolated(build, torch.device(settings.device), settings.threads, patience)
@@ -188,12 +183,22 @@ class Round:
         self.children[index, compiled] = child
         return child
 
+    def _verified(self, point: Point, outcome: Timing | Unmeasured) -> Timing | Unmeasured:
+        """The timing, unless what was timed turns out to be something else."""
+        if isinstance(outcome, Timing):
+            try:
+                self.children[point.subject, point.compiled].verify(point.work)
+            except Unmeasured as fault:
+                return fault
+        return outcome
+
     def _record(self, point: Point) -> CostRecord:
         subject = self.subjects[point.subject]
         return CostRecord(
             label=subject.label, model=subject.plain_model, task=subject.task,
-            input=dataclasses.asdict(subject.input), tokens=subject.tokens, batch=subject.batch,
+            input=subject.plain_input, tokens=subject.tokens, batch=subject.batch,
             dtype=self.settings.dtype, work=point.work, compiled=point.compiled, status="failed",
+            least_bytes=subject.least_bytes(point.work, self.settings.dtype),
         )  # fmt: skip
 
     def _too_long(self, point: Point) -> bool:
@@ -221,46 +226,6 @@ class Round:
                 )
                 _fill(record, Unmeasured("skipped", why))
         return record.status == "skipped"
-
-
-def workload(subject: Subject, device: str, dtype: str, compiled: bool) -> Workload:
-    """Build a subject's network and its two passes; runs in the process that measures them.
-
-    The backward pass is of the cross-entropy, down to every parameter's gradient, without an optimiser's step.
-    """
-    place = torch.device(device)
-    torch.manual_seed(0)
-    network = subject.model.build(subject.input, subject.target)
-    with torch.no_grad():
-        cost = measure(network, subject.input)
-    network.to(place)
-    x, lengths, y = subject.example(place)
-    call = torch.compile(network, dynamic=False) if compiled else network
-    autocast = torch.autocast(place.type, torch.bfloat16, enabled=dtype == "bfloat16")
-    parameters = list(network.parameters())
-
-    def forward() -> None:
-        if network.training:
-            network.eval()
-        with torch.no_grad(), autocast:
-            call(x, lengths)
-
-    def forward_backward() -> None:
-        if not network.training:
-            network.train()
-        drop_gradients()
-        with autocast:
-            logits = call(x, lengths)
-        cross_entropy(logits.float(), y).backward()
-
-    def drop_gradients() -> None:
-        for parameter in parameters:
-            parameter.grad = None
-
-    tensors = [*parameters, *network.buffers(), x, y, *([] if lengths is None else [lengths])]
-    held = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-    facts = {"params": cost.params, "gmac": cost.gmac}
-    return Workload({"forward": forward, "forward+backward": forward_backward}, held, facts, drop_gradients)
 
 
 def _rounds(subjects: Sequence[Subject]) -> list[Sequence[Subject]]:
@@ -291,4 +256,5 @@ def _versions(device: torch.device) -> dict[str, Any]:
     """What else a time on a GPU depends on."""
     if device.type != "cuda":
         return {}
-    return {"cuda": torch.version.cuda, "triton": version("triton")}
+    cache = torch.cuda.get_device_properties(device).L2_cache_size
+    return {"cuda": torch.version.cuda, "triton": version("triton"), "cache_bytes": cache}

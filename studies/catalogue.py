@@ -23,10 +23,11 @@ def shipped() -> dict[str, str]:
     return found
 
 
-def source(name: str) -> Path:
+def source(name: str, besides: str = "") -> Path:
     """The file of a study: a shipped one by its name, any other by its path.
 
-    Raises ValueError for a name that is not known, FileNotFoundError for a path that is not there.
+    Raises ValueError for a name that is not known, which ends in what is known `besides`, and FileNotFoundError for a
+    path that is not there.
     """
     if "/" in name or name.endswith(".py"):
         path = Path(name)
@@ -38,6 +39,7 @@ def source(name: str) -> Path:
     if name not in shipped():
         raise ValueError(
             f"there is no study {name!r}; known: {', '.join(shipped())}, or give the path of your own study file"
+            f"{besides}"
         )
     return SHIPPED / f"{name}.py"
 

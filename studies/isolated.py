@@ -22,7 +22,9 @@ import torch
 
 from studies.timing import Traffic, Unmeasured, Work, block, peak_memory, warm_up
 
-PRELOAD = "studies.bench"  # what the server imports once for all children: it brings the models along
+# What the server imports once for all children: the models come along with the bench; the compiler, which the first
+# call of an operator of ours imports, takes seconds. Neither asks for a GPU, which a server that forks must not.
+PRELOAD = ["studies.bench", "studies.kernels", "torch._dynamo"]
 SHARE = 0.9  # of the free memory that a measurement may take
 GROUPS = (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"))
 SIGNS = ("can't allocate memory", "not enough memory", "out of memory", "could not create a memory", "bad_alloc")
@@ -30,12 +32,18 @@ SIGNS = ("can't allocate memory", "not enough memory", "out of memory", "could n
 
 @dataclass
 class Workload:
-    """What a child measures: work by name, tensors that exist throughout (`held` bytes), and what is known of it."""
+    """What a child measures: work by name, tensors that exist throughout (`held` bytes), and what is known of it.
+
+    `idle` bytes of these wait for other calls and are no part of a call's peak. `verify(name)`, asked after all
+    timing, raises ValueError if that work was not what it is called.
+    """
 
     works: dict[str, Work]
     held: int = 0
     facts: dict[str, Any] = field(default_factory=dict)
     tidy: Callable[[], None] = lambda: None  # let go of what a call has left behind
+    idle: int = 0
+    verify: Callable[[str], None] = lambda name: None
 
 
 @dataclass(frozen=True)
@@ -53,7 +61,7 @@ class Isolated:
     def __init__(self, build: Callable[[], Workload], device: torch.device, threads: int, patience: float) -> None:
         os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # the profiler else writes to the terminal each time it starts
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload([PRELOAD])
+        context.set_forkserver_preload(PRELOAD)
         self.patience = patience
         self.pipe, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(theirs, build, device, threads), daemon=True)
@@ -61,7 +69,7 @@ class Isolated:
         theirs.close()
 
     def facts(self) -> dict[str, Any]:
-        """Build the workload; what it knows of itself. Raises Unmeasured, as the other two do."""
+        """Build the workload; what it knows of itself. Raises Unmeasured, as the others do."""
         return self._ask("facts")
 
     def meter(self, name: str, seconds: float, count: bool) -> Metered:
@@ -71,6 +79,10 @@ class Isolated:
     def turn(self, name: str, calls: int) -> float:
         """One timed block: seconds a call."""
         return self._ask("turn", name, calls)
+
+    def verify(self, name: str) -> None:
+        """Whether the work was what it is called."""
+        self._ask("verify", name)
 
     def close(self) -> None:
         self.pipe.close()
@@ -121,6 +133,8 @@ def _answer(workload: Workload, question: str, device: torch.device, name: str, 
     work = workload.works[name]
     if question == "turn":
         return block(work, arguments[0], device)
+    if question == "verify":
+        return workload.verify(name)
     seconds, count = arguments
     if not count:
         work()  # compiles; what that holds is no part of the pass
@@ -132,7 +146,7 @@ def _answer(workload: Workload, question: str, device: torch.device, name: str, 
                 work()
         else:
             work()
-    return Metered(warm_up(work, device, seconds), held.bytes, traffic.bytes)
+    return Metered(warm_up(work, device, seconds), held.bytes - workload.idle, traffic.bytes)
 
 
 def limit_memory() -> None:

@@ -1,7 +1,8 @@
 """What is benched: the models of a preset table or the arms of a study, over inputs of many lengths.
 
-All models of the preset are equally wide and deep. What reads an image gets the same number of tokens, laid out as
-patches; the values of every input are random.
+A subject is anything that can be built and timed: a model, here, or a kernel alone (`studies.kernels`). All models of
+the preset are equally wide and deep. What reads an image gets the same number of tokens, laid out as patches; the
+values of every input are random.
 """
 
 from __future__ import annotations
@@ -10,17 +11,23 @@ import dataclasses
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, Protocol, get_args
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from baselines import LinearConfig, RNNConfig, TransformerConfig, ViTConfig
 from ldn import LDNConfig, PaperSequenceConfig, PaperVisionConfig
 from ldn.classifier import InputSpec, ModelConfig, TargetSpec
+from studies.isolated import Workload
+from studies.meter import measure
 from studies.spec import canonical, canonical_model
 from studies.study import Study
 
+Pass = Literal["forward", "forward+backward"]
+PASSES: tuple[Pass, ...] = get_args(Pass)
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 WIDTH, DEPTH = 128, 2
 LENGTHS = (1024, 2048, 4096, 8192, 16384)
 VOCABULARY, CHANNELS, CLASSES = 256, 3, 10  # bytes of a text; colours of an image
@@ -38,9 +45,41 @@ MODELS: dict[str, ModelConfig] = {
 }
 
 
+class Subject(Protocol):
+    """What cost records are about: something that runs over one input, `tokens` of them in each of `batch` examples.
+
+    `plain_model`, `plain_input` and `task` are what its records say of it as plain data; `task` is canonical, empty
+    for an input of no task. `compilable`: whether torch.compile is asked of it too. `counted`: whether the traffic of
+    its eager operations is.
+    """
+
+    @property
+    def label(self) -> str: ...
+    @property
+    def batch(self) -> int: ...
+    @property
+    def tokens(self) -> int: ...
+    @property
+    def plain_model(self) -> dict[str, Any]: ...
+    @property
+    def plain_input(self) -> dict[str, Any]: ...
+    @property
+    def task(self) -> dict[str, Any]: ...
+    @property
+    def compilable(self) -> bool: ...
+    @property
+    def counted(self) -> bool: ...
+
+    def least_bytes(self, work: Pass, dtype: str) -> int:
+        """What a pass has to move however it is written; 0: not counted."""
+
+    def build(self, device: str, dtype: str, compiled: bool) -> Workload:
+        """Its passes, ready to be called; runs in the process that measures them. ValueError: it cannot be built."""
+
+
 @dataclass(frozen=True)
-class Subject:
-    """One model over one input: what a cost record is about. `task` is canonical, empty for an input of no task."""
+class ModelSubject:
+    """One model over one input."""
 
     label: str
     model: ModelConfig
@@ -53,6 +92,57 @@ class Subject:
     @property
     def plain_model(self) -> dict[str, Any]:
         return canonical_model(self.model, self.input)
+
+    @property
+    def plain_input(self) -> dict[str, Any]:
+        return dataclasses.asdict(self.input)
+
+    @property
+    def compilable(self) -> bool:
+        return True
+
+    @property
+    def counted(self) -> bool:
+        return True
+
+    def least_bytes(self, work: Pass, dtype: str) -> int:
+        return 0
+
+    def build(self, device: str, dtype: str, compiled: bool) -> Workload:
+        """The backward pass is of the cross-entropy, down to every parameter's gradient, without an optimiser step."""
+        place = torch.device(device)
+        torch.manual_seed(0)
+        network = self.model.build(self.input, self.target)
+        with torch.no_grad():
+            cost = measure(network, self.input)
+        network.to(place)
+        x, lengths, y = self.example(place)
+        call = torch.compile(network, dynamic=False) if compiled else network
+        autocast = torch.autocast(place.type, torch.bfloat16, enabled=dtype == "bfloat16")
+        parameters = list(network.parameters())
+
+        def forward() -> None:
+            if network.training:
+                network.eval()
+            with torch.no_grad(), autocast:
+                call(x, lengths)
+
+        def forward_backward() -> None:
+            if not network.training:
+                network.train()
+            drop_gradients()
+            with autocast:
+                logits = call(x, lengths)
+            cross_entropy(logits.float(), y).backward()
+
+        def drop_gradients() -> None:
+            for parameter in parameters:
+                parameter.grad = None
+
+        tensors = [*parameters, *network.buffers(), x, y, *([] if lengths is None else [lengths])]
+        held = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        facts = {"params": cost.params, "gmac": cost.gmac}
+        return Workload({"forward": forward, "forward+backward": forward_backward}, held, facts, drop_gradients)
 
     def example(self, device: torch.device) -> tuple[Tensor, Tensor | None, Tensor]:
         """A batch (x, lengths, y) of random values, every sequence at full length."""
@@ -72,10 +162,10 @@ class Subject:
         return x.to(device), None if lengths is None else lengths.to(device), y.to(device)
 
 
-def parse_lengths(text: str) -> tuple[int, ...]:
+def parse_lengths(text: str, default: tuple[int, ...] = LENGTHS) -> tuple[int, ...]:
     """As in "1024,2048" or "1K,2K"; nothing is the default, "none" none at all. Raises ValueError."""
     if not text.strip():
-        return LENGTHS
+        return default
     if text.strip() == "none":
         return ()
     lengths = []
@@ -87,7 +177,7 @@ def parse_lengths(text: str) -> tuple[int, ...]:
     return tuple(sorted(set(lengths)))
 
 
-def preset(lengths: Iterable[int], batch: int) -> list[Subject]:
+def preset(lengths: Iterable[int], batch: int) -> list[ModelSubject]:
     """Every model of the table at every length."""
     target = TargetSpec(classes=CLASSES)
     subjects = []
@@ -96,11 +186,11 @@ def preset(lengths: Iterable[int], batch: int) -> list[Subject]:
         image = InputSpec(kind="image", length=n, channels=CHANNELS, grid=(1, n))  # laid out by `of_length`
         for label, model in MODELS.items():
             input = of_length(image if isinstance(model, ViTConfig) else text, model, n)
-            subjects.append(Subject(label, model, input, target, batch, n))
+            subjects.append(ModelSubject(label, model, input, target, batch, n))
     return subjects
 
 
-def of_study(study: Study, lengths: Iterable[int], batch: int) -> list[Subject]:
+def of_study(study: Study, lengths: Iterable[int], batch: int) -> list[ModelSubject]:
     """Every arm's model on its task's own input and batch, then at every length, on input of that kind."""
     subjects = []
     arms = study.expanded()
@@ -108,18 +198,20 @@ def of_study(study: Study, lengths: Iterable[int], batch: int) -> list[Subject]:
         spec = arm.spec
         tokens = tokens_of(spec.task.input, spec.model)
         task = canonical(spec)["task"]
-        subjects.append(Subject(arm.label, spec.model, spec.task.input, spec.task.target, spec.batch, tokens, task))
+        subjects.append(
+            ModelSubject(arm.label, spec.model, spec.task.input, spec.task.target, spec.batch, tokens, task)
+        )
     for n in lengths:
         for arm in arms:
             spec = arm.spec
             input = of_length(spec.task.input, spec.model, n)
-            subjects.append(Subject(arm.label, spec.model, input, spec.task.target, batch, n))
+            subjects.append(ModelSubject(arm.label, spec.model, input, spec.task.target, batch, n))
     return distinct(subjects)
 
 
-def distinct(subjects: list[Subject]) -> list[Subject]:
+def distinct(subjects: list[ModelSubject]) -> list[ModelSubject]:
     """Without those that measure what an earlier one does: arms that differ in their learning rate only, say."""
-    found: list[Subject] = []
+    found: list[ModelSubject] = []
     seen = []
     for subject in subjects:
         key = (subject.plain_model, subject.task, subject.input, subject.target, subject.batch)

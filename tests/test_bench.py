@@ -27,10 +27,10 @@ from results.report import write_report
 from results.summary import summarise
 from studies import bench as benching
 from studies.__main__ import app
-from studies.bench import Settings, bench, exclusive, workload
+from studies.bench import Settings, bench, exclusive
 from studies.isolated import Isolated, Workload, free_memory
 from studies.roofline import Ceilings
-from studies.subjects import MODELS, Subject, of_length, of_study, parse_lengths, preset, tokens_of
+from studies.subjects import MODELS, ModelSubject, of_length, of_study, parse_lengths, preset, tokens_of
 from studies.timing import FEWEST, Timing, Traffic, Unmeasured, block, interleaved, peak_memory, warm_up
 from studies.zoo import MODELS as ZOO
 from tests.test_cli import STUDY
@@ -41,8 +41,8 @@ CLASSES = TargetSpec(classes=4)
 QUICK = Settings(seconds=0.01, longest=60)
 
 
-def subject(model: object, tokens: int = 32, label: str = "one", input: InputSpec = TEXT) -> Subject:
-    return Subject(label, model, dataclasses.replace(input, length=tokens), CLASSES, 2, tokens)  # type: ignore[arg-type]
+def subject(model: object, tokens: int = 32, label: str = "one", input: InputSpec = TEXT) -> ModelSubject:
+    return ModelSubject(label, model, dataclasses.replace(input, length=tokens), CLASSES, 2, tokens)  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -110,7 +110,7 @@ def test_traffic_is_what_is_read_and_written_and_views_are_free() -> None:
 
 
 def test_a_training_pass_holds_weights_gradients_and_activations() -> None:
-    built = workload(subject(TransformerConfig(width=16, depth=1, heads=2)), "cpu", "float32", False)
+    built = subject(TransformerConfig(width=16, depth=1, heads=2)).build("cpu", "float32", False)
     weights = 4 * built.facts["params"]
     peaks = {}
     for name, work in built.works.items():

@@ -38,7 +38,7 @@ OWNERS = {
     "matplotlib": ("results/figures", "results/section.py", "results/page.py"),
 }
 # the command line hands over to what reads the files, and imports it only then
-LAZY = {("studies/__main__.py", f"results.{name}") for name in ("report", "gather", "costs", "evals")}
+LAZY = {("studies/__main__.py", f"results.{name}") for name in ("report", "gather", "costs", "evals", "kernels")}
 
 
 class Import(NamedTuple):

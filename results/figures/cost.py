@@ -41,7 +41,7 @@ def length_scaling(frame: pd.DataFrame, exponents: pd.DataFrame) -> Figure:
                     _mark(axes, series, colour[name], place / len(names))
             axes.set(xscale="log", yscale="log", xlabel="Tokens N", title=work.capitalize())
             lengths = sorted(frame["tokens"].unique())
-            axes.set_xticks(lengths, labels=[_short(n) for n in lengths])
+            axes.set_xticks(lengths, labels=[short(n) for n in lengths])
             axes.xaxis.set_minor_locator(NullLocator())
             axes.yaxis.set_major_formatter(EngFormatter(unit="s"))
             axes.grid(True)
@@ -86,5 +86,5 @@ def _power(exponents: pd.DataFrame, name: str, work: str) -> str:
     return f": N^{fit['exponent']:.2f}{margin}"
 
 
-def _short(n: int) -> str:
+def short(n: int) -> str:
     return f"{n // 1024}K" if n % 1024 == 0 else f"{n:,}"
