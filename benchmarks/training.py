@@ -45,6 +45,7 @@ class Way:
 # in the order of what matters most, should there be no time for all; an arm's ratios are to its first
 WAYS = (
     Way("launched"),
+    Way("plain operators", {"model.fused": False}, arms=("axes, ldn", "2K ids, ldn")),
     Way("graphs", {"optim.graphs": True}),
     Way("compiled", compile=True),
     Way("compiled, graphs", {"optim.graphs": True}, compile=True),

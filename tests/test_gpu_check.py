@@ -128,7 +128,7 @@ def test_a_python_without_torch_is_a_reason_not_a_crash(monkeypatch: pytest.Monk
 def test_on_a_gpu_what_must_be_right_comes_first_and_what_takes_longest_last(tmp_path: Path) -> None:
     plan = parts(GPU, False, tmp_path)
     assert [part.name for part in plan] == [
-        "tests", "tests of kernels", "bench of kernels", "bench at 1K", "bench at 4K", "training", "one layer",
+        "tests", "tests of kernels", "bench of operators", "bench at 1K", "bench at 4K", "training", "one layer",
     ]  # fmt: skip
     assert sum(part.seconds for part in plan[:5]) + 50 < gpu_check.LIMIT < 8 * 60  # some training always
     files = [word for part in plan for word in part.command if word.startswith("tests/")]
