@@ -23,7 +23,8 @@ def by_head(x: Tensor, parts: int, heads: int) -> Tensor:
 def formula(qkv: Tensor, heads: int, real: Tensor | None, less_v: bool) -> Tensor:
     """A v, or (A - I) v with `less_v`: qkv (B, N, 3 D), real (B, N) bool or None -> (B, N, D).
 
-    One pass over the tokens sums the state, one applies it. What is not real is attended to by no one.
+    One pass over the tokens sums the state, one applies it. What is not real is attended to by no one; where nothing
+    is real, A v is 0.
     """
     q, k, v = by_head(qkv, 3, heads)  # (B, H, N, d)
     q, k = elu(q) + 1, elu(k) + 1
@@ -32,6 +33,8 @@ def formula(qkv: Tensor, heads: int, real: Tensor | None, less_v: bool) -> Tenso
         v = torch.where(real[:, None, :, None], v, 0)
     state = k.transpose(-1, -2) @ v  # (B, H, d, d)
     normaliser = q @ k.sum(dim=-2, keepdim=True).transpose(-1, -2)  # (B, H, N, 1)
+    if real is not None:  # where no token is real
+        normaliser = normaliser.masked_fill(normaliser == 0, 1)
     mixed = (q @ state) / normaliser
     if less_v:
         mixed = mixed - v
@@ -56,6 +59,8 @@ class LinearAttention(torch.autograd.Function):
                 v.masked_fill_(gone, 0)
             state = torch.cat([k.mT @ v, k.sum(dim=-2).unsqueeze(-1)], dim=-1)  # (B, H, d, d + 1)
             both = q @ state
+            if gone is not None:  # where no token is real
+                both[..., -1:].masked_fill_(both[..., -1:] == 0, 1)
             mixed = both[..., :-1].div_(both[..., -1:])
             out = qkv.new_empty(*qkv.shape[:2], qkv.shape[2] // 3)
             by_head(out, 1, heads)[0].copy_(mixed - v if less_v else mixed)

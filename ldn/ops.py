@@ -73,9 +73,13 @@ def linear_attention(
 ) -> Tensor:
     """A v in time linear in N, or (A - I) v with `less_v`: qkv (B, N, 3 D), real (B, N) bool or None -> (B, N, D).
 
-    A is that of `ldn.reference.linear_attention`. Where `real` is False, v counts as 0 and no one attends.
+    A is that of `ldn.reference.linear_attention`. Where `real` is False, v counts as 0 and no one attends; where no
+    token of a sequence is real, A v is 0. `fused`: on a GPU, by the kernels of `ldn.kernels`.
     """
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # whoever takes the graph down fuses or counts it
+    traced = torch.jit.is_tracing()
+    if KERNELS and fused and qkv.is_cuda and not traced and kernels.attention_refusal(qkv, heads) is None:
+        return kernels.linear_attention(qkv, heads, real, less_v)
+    if torch.compiler.is_compiling() or traced:  # whoever takes the graph down fuses or counts it
         return formula(qkv, heads, real, less_v)
     return LinearAttention.apply(qkv, heads, real, less_v)
 

@@ -44,9 +44,10 @@ def linear_attention(q: Tensor, k: Tensor, v: Tensor, real: Tensor | None = None
     """The diffusion-inspired attention A v, written as the row-stochastic matrix A that it is.
 
     A_ij = phi(q_i).phi(k_j) / sum_j phi(q_i).phi(k_j) with phi(u) = elu(u) + 1.
-    q, k, v (B, H, N, d) · real (B, N) bool: which tokens may be attended to.
+    q, k, v (B, H, N, d) · real (B, N) bool: which tokens may be attended to; where none, A is 0.
     """
     score = (torch.nn.functional.elu(q) + 1) @ (torch.nn.functional.elu(k) + 1).transpose(-1, -2)
     if real is not None:
         score = score * real[:, None, None, :]
-    return (score / score.sum(dim=-1, keepdim=True)) @ v
+    total = score.sum(dim=-1, keepdim=True)
+    return (score / total.masked_fill(total == 0, 1)) @ v

@@ -53,7 +53,7 @@ def test_the_command_runs_for_real(tmp_path: Path) -> None:
     assert f"torch {torch.__version__}" in text and "commit" in text
     assert torch.cuda.is_available() or (f"**{NO_GPU}**" in text and NO_GPU in done.stdout)
     assert "| axes, ldn | launched |" in text and "| axes, Transformer | graphs |" in text
-    assert sum(name.endswith("record.json") for name in files) == 4 and not any(n.endswith(".pt") for n in files)
+    assert sum(name.endswith("record.json") for name in files) == 5 and not any(n.endswith(".pt") for n in files)
 
 
 def test_a_part_that_fails_or_hangs_stops_no_other(tmp_path: Path, planned: list[Part]) -> None:

@@ -84,7 +84,8 @@ def _forward(stencil: _Stencil, x: Tensor, passes: Sequence[Pass], dtype: torch.
     for part in passes:
         out = torch.empty(x.shape, dtype=dtype if part is passes[-1] else torch.float32, device=x.device)
         tiles, shared = stencil.arguments(part, x, CHANNELS_FORWARD)
-        wrap_triton(forward_kernel)[(tiles * shared["blocks"] * x.shape[0],)](x=x, out=out, **shared)
+        with torch.cuda.device_of(x):
+            wrap_triton(forward_kernel)[(tiles * shared["blocks"] * x.shape[0],)](x=x, out=out, **shared)
         x = out
     return x
 
@@ -111,10 +112,11 @@ def _backward(
     if learning and stencil.conductance is not None:
         g_conductance = new((blocks, b, h, w, shared["E"]))
     strides = dict(zip(("grad_b", "grad_y", "grad_x"), grad.stride(), strict=False))
-    wrap_triton(backward_kernel)[(groups * blocks * b,)](
-        x=x, grad=grad, g_x=g_x, g_weights=g_weights, g_rate=g_rate, g_conductance=g_conductance,
-        B=b, groups=groups, of_group=of_group, **strides, LEARNING=learning, **shared,
-    )  # fmt: skip
+    with torch.cuda.device_of(x):
+        wrap_triton(backward_kernel)[(groups * blocks * b,)](
+            x=x, grad=grad, g_x=g_x, g_weights=g_weights, g_rate=g_rate, g_conductance=g_conductance,
+            B=b, groups=groups, of_group=of_group, **strides, LEARNING=learning, **shared,
+        )  # fmt: skip
     return g_x, g_weights.sum(1), g_rate.sum(0), g_conductance.sum(0)
 
 
