@@ -12,10 +12,11 @@ from importlib.util import find_spec
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 from ldn.attention import LinearAttention, formula
 from ldn.reference import Offset
-from ldn.stencil import Stencil, traceable
+from ldn.stencil import Stencil, step_flops, traceable
 
 KERNELS = torch.version.cuda is not None and find_spec("triton") is not None
 if KERNELS:
@@ -170,3 +171,14 @@ def _backward(ctx, grad):  # type: ignore[no-untyped-def]
 
 
 _diffuse.register_autograd(_backward, setup_context=_save)
+
+
+@register_flop_formula(torch.ops.ldn.diffuse)
+def _(x, offsets, weights, rate, steps, conductance, dilations, **_):  # type: ignore[no-untyped-def]
+    return step_flops(x, weights[0], steps)
+
+
+@register_flop_formula(torch.ops.ldn.diffuse_backward)
+def _(grad, x, offsets, weights, rate, conductance, dilations, *_, **__):  # type: ignore[no-untyped-def]
+    """The states again, the steps transposed, and as many sums for the coefficients."""
+    return 3 * step_flops(x, weights[0], len(dilations))

@@ -7,6 +7,7 @@ gradient written out (`Stencil`); a compiler gets the same sums as plain operati
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import cache
 from itertools import groupby
@@ -19,6 +20,11 @@ from torch.nn.functional import pad
 from ldn.reference import Offset
 
 Region = tuple[slice, ...]  # of the batch and grid dimensions of x
+
+
+def step_flops(shape: Sequence[int], edges: int, steps: int) -> int:
+    """Floating-point operations of steps on x of this shape: E + 1 multiply-adds a token and channel."""
+    return 2 * math.prod(shape) * (edges + 1) * steps
 
 
 class Edge(NamedTuple):

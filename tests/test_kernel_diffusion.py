@@ -220,12 +220,16 @@ def test_opcheck(name: str, device: str) -> None:
     rate = rate.detach().view((1,) * (x.dim() - rate.dim()) + rate.shape).requires_grad_()
     given = (x, flat, weights, rate, rest[0] if rest else None, list(case.dilations))
     torch.library.opcheck(torch.ops.ldn.diffuse_fused.default, given)
+    given = [tensor.detach() if isinstance(tensor, Tensor) else tensor for tensor in given]
+    for learning in (False, True):
+        torch.library.opcheck(torch.ops.ldn.diffuse_fused_backward.default, (cotangent(x), *given, learning))
 
 
-def test_no_counter_reads_zero(device: str) -> None:
+@pytest.mark.parametrize("operator", [fused, plain])
+def test_no_counter_reads_zero(operator, device: str) -> None:
     case = Case((8,), dilations=(1, 2), width=4, batch=1)
     with FlopCounterMode(display=False) as counted:
-        values_and_gradients(fused, case, case.tensors(device, torch.float32))
+        values_and_gradients(operator, case, case.tensors(device, torch.float32))
     step = 2 * 3 * 8 * 4  # multiply-adds of two edges and the token itself, in operations
     assert counted.get_total_flops() == 2 * step + 3 * 2 * step
 

@@ -8,7 +8,6 @@ Not measured on a GPU.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -23,6 +22,7 @@ from torch.utils.flop_counter import register_flop_formula
 from ldn.kernels.plan import CHANNELS_BACKWARD, CHANNELS_FORWARD, Pass, pairs, plan
 from ldn.kernels.steps import backward_kernel, forward_kernel
 from ldn.reference import Offset
+from ldn.stencil import step_flops
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 SPLIT_FROM = 5  # steps; fewer are bound by memory even with masks, and compiled twice as fast for having one form
@@ -235,20 +235,15 @@ def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 _diffuse.register_autograd(_gradients, setup_context=_save)
 
 
-def _steps(x: Sequence[int], weights: Sequence[int], dilations: Sequence[int]) -> int:
-    """Floating-point operations: a step of E edges is E + 1 multiply-adds a token and channel, however it runs."""
-    return 2 * math.prod(x) * (weights[0] + 1) * len(dilations)
-
-
 @register_flop_formula(torch.ops.ldn.diffuse_fused)
 def _(x, offsets, weights, rate, conductance, dilations, **_):
-    return _steps(x, weights, dilations)
+    return step_flops(x, weights[0], len(dilations))
 
 
 @register_flop_formula(torch.ops.ldn.diffuse_fused_backward)
 def _(grad, x, offsets, weights, rate, conductance, dilations, learning, **_):
     """The steps transposed; and for the coefficients' gradients the states again, and as many sums."""
-    return (3 if learning else 1) * _steps(x, weights, dilations)
+    return (3 if learning else 1) * step_flops(x, weights[0], len(dilations))
 
 
 def diffuse(
