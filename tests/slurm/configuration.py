@@ -30,7 +30,7 @@ class Configuration:
     max_array_size: int = 1001  # the largest index is one less
     cpus: int = 8  # of each node
     memory: int = 16000  # MB, of each node
-    gpus: int = 2  # of each node; they do not exist
+    gpus: int = 2  # of each node, at most 4; they do not exist, and share the names of their devices
     default_memory: int = 500  # MB for each CPU of a job that asks for nothing
     kill_wait: int = 5  # seconds from SIGTERM to SIGKILL at a time limit
     requeue_delay: int = 5  # seconds that a requeued job waits at least; SLURM's default is 120
@@ -88,7 +88,8 @@ def slurm_conf(folder: Path, host: str, ports: Ports, config: Configuration) -> 
         "AccountingStorageHost=127.0.0.1",
         f"AccountingStoragePort={ports.accounting}",
         f"AccountingStoragePass=socket={folder}/munge/socket",  # where AuthInfo is not looked at
-        f"GresTypes={'gpu' if config.gpus else ''}",
+        "GresTypes=gpu",
+        "AccountingStorageTRES=gres/gpu",
         *(
             f"NodeName=n{i} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs={config.cpus} "
             f"RealMemory={config.memory}{f' Gres=gpu:{config.gpus}' if config.gpus else ''} State=UNKNOWN"
@@ -118,7 +119,7 @@ StorageLoc=accounting
 """
 
 
-def gres_conf(folder: Path, config: Configuration) -> str:
-    """GPUs by number: a job's CUDA_VISIBLE_DEVICES is set, and no device is opened."""
-    files = f"{folder}/gpu[0-{config.gpus - 1}]"
-    return f"Name=gpu File={files}\n" if config.gpus else ""
+def gres_conf(config: Configuration) -> str:
+    """slurmd wants a device for each GPU, whichever: a job gets its number in CUDA_VISIBLE_DEVICES."""
+    devices = ("null", "zero", "full", "random")[: config.gpus]
+    return "".join(f"Name=gpu File=/dev/{device}\n" for device in devices)

@@ -22,6 +22,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -34,6 +35,11 @@ PACKAGES = "munge mariadb-server slurmctld slurmd slurmdbd slurm-client"
 PROGRAMS = ("munged", "mariadbd", "mariadb-install-db", "slurmdbd", "slurmctld", "slurmd", "sbatch", "sacctmgr")
 PATH = os.pathsep.join((os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"))
 NODES = ("n1", "n2")
+NOISE = (
+    "mpi/pmix",
+    "MPI:",
+    "Unauthorized credential",
+)  # plugins that are not installed, and what SLURM asks munge of old
 
 
 def missing() -> str:
@@ -92,8 +98,6 @@ class Machine:
         remove(self.folder)
         for name in ("log", "state", "munge", "database", "tmp", *(f"spool-{node}" for node in NODES)):
             (self.folder / name).mkdir(parents=True)
-        for i in range(self.config.gpus):
-            (self.folder / f"gpu{i}").touch()
         self._ports = _free_ports()
         self._write_configuration()
         self._start_munge()
@@ -156,11 +160,26 @@ class Machine:
 
     def kill_node(self, node: str) -> None:
         """As if its power was cut: slurmd, its steps and their jobs are gone at once, and no one is told."""
+        self._children.pop(node, None)
         processes.end(self.folder, node)
 
     def kill_slurmd(self, node: str) -> None:
         """The daemon alone dies; the node's jobs go on."""
         self._end_daemon(node, signal.SIGKILL)
+
+    def settle(self) -> None:
+        """As after start: everything runs, no job is left, both nodes are idle."""
+        running = {d.name for d in processes.daemons() if d.folder == self.folder}
+        if "slurmdbd" not in running:
+            self.start_accounting()
+        if "slurmctld" not in running:
+            self.start_controller()
+        for node in set(NODES) - running:
+            self.start_node(node)
+        self.call("scancel", "--user=root")
+        self.wait_until(lambda: not self.call("squeue", "--noheader", logs=False), "the queue is empty", timeout=90)
+        for node in NODES:
+            self.wait_until(partial(self._is_idle, node), f"{node} is idle", timeout=90)
 
     def stop_accounting(self) -> None:
         self._end_daemon("slurmdbd", signal.SIGTERM)
@@ -222,6 +241,16 @@ class Machine:
         lines = self.call("sacct", *options, f"--jobs={job}", f"--format={','.join(fields)}").splitlines()
         return [tuple(line.split("|")) for line in lines]
 
+    def state(self, job: str) -> str:
+        """Of a job's newest life, as sacct says: PENDING, RUNNING, COMPLETED, ... or nothing, for a moment."""
+        rows = self.accounted(job, "State")
+        return rows[-1][0].split()[0] if rows else ""  # CANCELLED by 0
+
+    def wait_for(self, job: str, *states: str, timeout: float = 60) -> str:
+        """Until the job is in one of the states; which."""
+        what = f"job {job} is {' or '.join(states)}"
+        return self.wait_until(lambda: state if (state := self.state(job)) in states else "", what, timeout)
+
     def node_state(self, node: str) -> str:
         """IDLE, MIXED, ALLOCATED, DOWN, ... with SLURM's marks: DOWN* does not answer."""
         return self._answer("sinfo", "--noheader", f"--nodes={node}", "--partition=" + self.config.partitions[0].name,
@@ -241,14 +270,19 @@ class Machine:
         return value
 
     def logs(self, lines: int = 12) -> str:
-        """The last lines of every daemon's log."""
+        """The last lines of every daemon's log, or of what it printed before it had one."""
         text = []
-        for log in sorted((self.folder / "log").glob("*.*")):
-            if last := log.read_text(errors="replace").splitlines()[-lines:]:
-                text.append("\n".join((f"-- {log.name}", *last)))
+        for printed in sorted((self.folder / "log").glob("*.out")):
+            log = printed.with_suffix(".log")
+            told = (log if log.exists() else printed).read_text(errors="replace").splitlines()
+            if last := [line for line in told if not any(noise in line for noise in NOISE)][-lines:]:
+                text.append("\n".join((f"-- {printed.stem}", *last)))
         return "\n".join(text)
 
     # how
+
+    def _is_idle(self, node: str) -> bool:
+        return self.node_state(node) == "IDLE"
 
     def _answer(self, *command: str) -> str:
         """What the command prints, nothing where it fails: then it is asked again, and an error says why it failed."""
@@ -260,7 +294,7 @@ class Machine:
 
     def _write_configuration(self) -> None:
         self.conf.write_text(slurm_conf(self.folder, self._host, self._ports, self.config))
-        (self.folder / "gres.conf").write_text(gres_conf(self.folder, self.config))
+        (self.folder / "gres.conf").write_text(gres_conf(self.config))
         (self.folder / "slurmdbd.conf").write_text(slurmdbd_conf(self.folder, self._host, self._ports))
         (self.folder / "slurmdbd.conf").chmod(0o600)
 
