@@ -6,7 +6,7 @@
                  /weights.pt        best-on-validation weights
                  /evals/<eval_id>.json   EvalRecord, the weights evaluated elsewhere
                  /probe.json        ProbeRecord, what happens inside the network
-                 /checkpoint.pt     of a run that has not ended
+                 /checkpoint.pt     of a run that has not ended; the one before is checkpoint.former.pt
                  /progress.json     where a running run is
     runs/studies/<name>/manifest.json   which run is which cell of the study
                        /journal.log     the Optuna journal: a queue, rebuilt from the records when lost

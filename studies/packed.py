@@ -6,6 +6,7 @@ from their checkpoints. A run whose process dies is tried again; the others do n
 
 from __future__ import annotations
 
+import importlib
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
@@ -20,6 +21,7 @@ from studies.train import Place
 
 LOSSES = 3  # times that a run whose process died is tried again
 LOOK_SECONDS = 0.2
+LATE = ("torch._dynamo", "sklearn.datasets")  # imported where they are first used, which takes seconds in every slot
 
 
 def pool(runs: Path, data: Path, device: str, slots: int, threads: int, compile: bool) -> Local:
@@ -27,6 +29,8 @@ def pool(runs: Path, data: Path, device: str, slots: int, threads: int, compile:
 
     Whoever has asked for the GPUs cannot be forked any more: a process of its own does.
     """
+    for name in LATE:
+        importlib.import_module(name)
     with ProcessPoolExecutor(1, mp_context=get_context("fork")) as apart:
         found: list[Place] = apart.submit(places, runs, data, device, slots, threads, compile).result()
     return Local(found, "fork")
