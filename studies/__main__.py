@@ -206,28 +206,40 @@ def say_notes(notes: list[str], fatal: str) -> None:
 
 
 @app.command()
-def status(name: Name, runs: Runs = Path("runs")) -> None:
-    """How far a study is and what failed, read from its files: works while it runs, and from any machine."""
-    from results.gather import gather
-    from studies.display import described, progress_of
+def status(
+    name: Name,
+    watch: Annotated[bool, typer.Option("--watch", help="Show it again and again; Ctrl-C ends that.")] = False,
+    every: Annotated[float, typer.Option(min=0.1, help="With --watch: seconds between two looks.")] = 5,
+    runs: Runs = Path("runs"),
+) -> None:
+    """How far a study is and what failed, from its files and SLURM's queue: works while it runs, from any machine."""
+    from studies.status import show_status
 
-    stem = catalogue.source(name).stem
-    frame = gather(runs, stem)
-    table = Table("arm", "done", "running", "stopped", "to go", "failed", box=None)
-    counted = ("done", "running", "stopped", "missing")
-    for arm, rows in frame.groupby("arm", sort=False, observed=True):
-        counts = rows["status"].value_counts()
-        numbers = [int(counts.get(status, 0)) for status in counted]
-        table.add_row(escape(str(arm)), *(str(n or "") for n in (*numbers, len(rows) - sum(numbers))))
-    console.print(table)
-    for row in frame[~frame["status"].isin(["done", "missing"])].itertuples():
-        text = f"{row.status}: {row.reason}"
-        if row.status == "running":
-            text = f"running, {described(progress_of(runs, str(row.run_id)))}"
-        elif row.status == "stopped":
-            text = str(row.reason)
-        cell = escape(f"{row.arm}, seed {row.seed}: {text}")
-        console.print(f"{cell} [dim]{row.run_id!s}[/]", highlight=False)
+    show_status(console, runs, catalogue.source(name).stem, every if watch else None)
+
+
+@app.command()
+def cancel(name: Name) -> None:
+    """Take a study's jobs out of SLURM's queue; `run NAME --on slurm` goes on from the checkpoints."""
+    from studies.slurm import cancel
+
+    console.print(f"{cancel(catalogue.source(name).stem)} jobs cancelled", highlight=False)
+
+
+@app.command()
+def logs(
+    run: Annotated[str, typer.Argument(help="A run's id, or how it begins.")],
+    lines: Annotated[int, typer.Option(min=1, help="How many, from the end.")] = 40,
+    runs: Runs = Path("runs"),
+) -> None:
+    """What the SLURM job said that a run was given to."""
+    from studies.status import logs
+
+    paths, text = logs(runs, run, lines)
+    for path in paths:
+        console.print(f"[dim]{escape(str(path))}[/]", highlight=False, soft_wrap=True)
+    for line in text:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 @app.command()

@@ -188,12 +188,17 @@ def max_array_size() -> int:
 
 def arrays(runs: Path, name: str) -> list[Array]:
     """All submissions of a study, the oldest first."""
+    return [array for _, array in all_arrays(runs, name)]
+
+
+def all_arrays(runs: Path, name: str = "*") -> list[tuple[str, Array]]:
+    """The submissions of every study with the study's name, the oldest first."""
     found = []
-    for path in study_folder(runs, name).glob("slurm/*/array.json"):
+    for path in runs.glob(f"studies/{name}/slurm/*/array.json"):
         plain = read_json(path, "delete it if none of its jobs is queued")
         if plain is not None:
-            found.append(Array(**plain))
-    return sorted(found, key=lambda array: array.submitted)
+            found.append((path.parents[2].name, Array(**plain)))
+    return sorted(found, key=lambda one: one[1].submitted)
 
 
 def in_queue(name: str) -> dict[tuple[str, int], InQueue]:
