@@ -75,6 +75,7 @@ def pack(
             if ended.stopped or ended.fatal:
                 left.append(ended.run_id)
                 full = full or (ended.error if ended.fatal else "")
+                say(f"run {ended.run_id} {_ending(runs, ended)}")
             elif ended.error and _is_open(runs, ended.run_id, say):
                 losses[ended.run_id] += 1
                 again = losses[ended.run_id] <= LOSSES
@@ -85,7 +86,9 @@ def pack(
                     reason = f"{ended.error}, {losses[ended.run_id]} times"
                     lost = RunRecord(run_id=spec.run_id, spec=canonical(spec), status="lost", reason=reason)
                     write_record(runs, lost)
-            say(f"run {ended.run_id} {_ending(runs, ended)}")
+                    say(f"run {ended.run_id} is lost")
+            else:
+                say(f"run {ended.run_id} {_ending(runs, ended)}")
     if full:
         raise OSError(full)
     return left
@@ -105,6 +108,6 @@ def _ending(runs: Path, ended: Ended) -> str:
         return "stopped"
     try:
         record = read_record(runs, ended.run_id)
-    except CorruptFile:
-        return "has a record that cannot be read"
-    return "has no record" if record is None else f"{record.status} {record.reason}".rstrip()
+    except CorruptFile as error:
+        return str(error)
+    return ended.error if record is None else f"{record.status} {record.reason}".rstrip()
