@@ -221,7 +221,7 @@ def status(
 @app.command()
 def cancel(name: Name) -> None:
     """Take a study's jobs out of SLURM's queue; `run NAME --on slurm` goes on from the checkpoints."""
-    from studies.slurm import cancel
+    from studies.jobs import cancel
 
     console.print(f"{cancel(catalogue.source(name).stem)} jobs cancelled", highlight=False)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from collections.abc import Iterable
@@ -15,9 +16,8 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from results.record import CorruptFile, manifest_of, read_record, unfinished
-from studies.display import described, progress_of
-from studies.slurm import Array, InQueue, all_arrays, arrays, ended_jobs, in_queue, log_of
+from results.record import CorruptFile, manifest_of, read_json, read_record, run_folder, unfinished
+from studies.jobs import Array, InQueue, all_arrays, arrays, ended_jobs, in_queue, log_of
 
 COLUMNS = ("done", "running", "pending", "stopped", "to go", "lost", "failed")
 NAMED = {"missing": "to go", "waiting": "pending", "cancelled": "stopped"}  # the column of a state, if not its name
@@ -116,6 +116,26 @@ def _lost(runs: Path, name: str, state: State, given: Given, ends: dict[str, str
     lines = tail(log_of(runs, name, given.array, given.index), LOG_LINES)
     last = "".join(f"\n    {line}" for line in lines) or "; it has said nothing"
     return State(state.arm, state.seed, state.run_id, "lost", f"lost: its job {given.job_id} {end}{last}")
+
+
+def progress_of(runs: Path, run_id: str) -> dict[str, float]:
+    """A running run's last report; empty before the first."""
+    try:
+        return read_json(run_folder(runs, run_id) / "progress.json", "") or {}
+    except ValueError:
+        return {}
+
+
+def described(where: dict[str, float]) -> str:
+    if not where:
+        return "starting"
+    parts = []
+    if math.isfinite(where["loss"]):
+        parts += [f"loss {where['loss']:.3f}", f"valid {where['accuracy']:.1%}"]
+    parts.append(f"{where['tokens_per_second']:,.0f} tokens/s")
+    if math.isfinite(where["seconds_left"]):
+        parts.append(f"{where['seconds_left']:.0f} s left")
+    return ", ".join(parts)
 
 
 def tail(path: Path, lines: int) -> list[str]:

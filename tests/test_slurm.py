@@ -17,13 +17,14 @@ from typing import Any
 import pytest
 
 from results.record import RunRecord, read_record, run_folder, study_folder, write_record
-from studies import packed, slurm, snapshot
+from studies import packed, snapshot
 from studies.cluster import Cluster, read_cluster
 from studies.executors import Ended, Executor
+from studies.jobs import Array, arrays
 from studies.packed import pack
 from studies.plan import described, plan, split
 from studies.provenance import slurm_job
-from studies.slurm import arrays, launch
+from studies.slurm import launch
 from studies.spec import RunSpec, canonical, with_field
 from studies.train import Place
 from tests.test_drive import LINEAR, ROOT, STUDY, call, ids, outcomes, study
@@ -262,12 +263,12 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def submitted(folder: Path, cluster: Cluster = PACKED, **options: Any) -> list[slurm.Array]:
+def submitted(folder: Path, cluster: Cluster = PACKED, **options: Any) -> list[Array]:
     launch(options.pop("asked", STUDY), "s", "s.py", cluster, Place(folder / "runs", folder / "data", "cpu"), **options)
     return arrays(folder / "runs", "s")
 
 
-def start(site: Path, array: slurm.Array, index: int) -> subprocess.Popen[str]:
+def start(site: Path, array: Array, index: int) -> subprocess.Popen[str]:
     """The job as SLURM would start it, from its script."""
     alone = len(array.jobs) == 1
     environment = {"SLURM_JOB_ID": array.job_id if alone else str(100 + index), "SLURM_PROCID": "0"}

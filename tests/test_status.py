@@ -12,8 +12,8 @@ from rich.console import Console
 
 from results.record import Manifest as Declared
 from results.record import RunRecord, run_folder, study_folder, write_json, write_manifest, write_record
-from studies import slurm, status
-from studies.slurm import Array, InQueue
+from studies import jobs, status
+from studies.jobs import Array, InQueue
 from studies.status import logs, look, show_status
 
 REPORT = {"step": 40, "done": 0.4, "loss": 0.25, "accuracy": 0.5, "tokens_per_second": 9.0, "seconds_left": 60.0}
@@ -56,11 +56,11 @@ def test_every_run_of_a_submitted_study_is_somewhere(tmp_path: Path, monkeypatch
     write_json(run_folder(tmp_path, ids[2]) / "progress.json", REPORT | {"time": time.time()})
     write_json(run_folder(tmp_path, ids[8]) / "progress.json", REPORT | {"time": 0.0})
     (folder / "12_2_0_log.out").write_text("one\ntwo\nthree\nMemoryError: out of it\n")
-    jobs = {
+    queue = {
         ("abcd0123", 0): InQueue("12_0", "RUNNING", "None", "n2", "3:00:00"),
         ("abcd0123", 1): InQueue("12_1", "PENDING", "Priority", "", "4:00:00"),
     }
-    answers(monkeypatch, jobs, {"12_2": "NODE_FAIL", "12_3": "CANCELLED"})
+    answers(monkeypatch, queue, {"12_2": "NODE_FAIL", "12_3": "CANCELLED"})
     states, note = look(tmp_path, "s")
     assert note == "" and [state.status for state in states] == [
         "done", "failed", "running", "waiting", "pending", "pending", "lost", "cancelled", "stopped", "missing",
@@ -94,19 +94,19 @@ def test_where_slurm_does_not_answer_the_files_are_shown(tmp_path: Path, monkeyp
 
 def test_a_study_that_no_cluster_has_seen_asks_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     declared(tmp_path, 1)
-    monkeypatch.setattr(slurm, "_ask", lambda *command: pytest.fail(f"asked {command}"))
+    monkeypatch.setattr(jobs, "ask", lambda *command: pytest.fail(f"asked {command}"))
     assert printed(tmp_path).splitlines()[1].split() == ["ldn", "1"]
 
 
 def test_what_squeue_says_is_understood(monkeypatch: pytest.MonkeyPatch) -> None:
     lines = ["s.abcd0123|12|3|RUNNING|None|n1|1-00:00:00", "s.ffff0123|14|N/A|PENDING|Priority||4:00:00"]
-    monkeypatch.setattr(slurm, "_ask", lambda *command: "\n".join([*lines, "s2.eeee0123|15|1|PENDING|None||1:00"]))
-    assert slurm.in_queue("s") == {
+    monkeypatch.setattr(jobs, "ask", lambda *command: "\n".join([*lines, "s2.eeee0123|15|1|PENDING|None||1:00"]))
+    assert jobs.in_queue("s") == {
         ("abcd0123", 3): InQueue("12_3", "RUNNING", "None", "n1", "1-00:00:00"),
         ("ffff0123", 0): InQueue("14", "PENDING", "Priority", "", "4:00:00"),
     }
-    monkeypatch.setattr(slurm, "_ask", lambda *command: "12_0|CANCELLED by 0\n12_1|NODE_FAIL\n")
-    assert slurm.ended_jobs(["12_0", "12_1"]) == {"12_0": "CANCELLED", "12_1": "NODE_FAIL"}
+    monkeypatch.setattr(jobs, "ask", lambda *command: "12_0|CANCELLED by 0\n12_1|NODE_FAIL\n")
+    assert jobs.ended_jobs(["12_0", "12_1"]) == {"12_0": "CANCELLED", "12_1": "NODE_FAIL"}
 
 
 def test_logs_are_those_of_the_jobs_a_run_was_given_to(tmp_path: Path) -> None:
@@ -150,8 +150,8 @@ def test_the_status_of_five_thousand_runs_takes_under_three_seconds(
     for run_id in ids[:3000]:
         run_folder(tmp_path, run_id).mkdir()
         (run_folder(tmp_path, run_id) / "record.json").write_text(text.replace(ids[0], run_id))
-    jobs = {("abcd0123", i): InQueue(f"12_{i}", "PENDING", "Priority", "", "1:00") for i in range(375, 625)}
-    answers(monkeypatch, jobs, {})
+    queue = {("abcd0123", i): InQueue(f"12_{i}", "PENDING", "Priority", "", "1:00") for i in range(375, 625)}
+    answers(monkeypatch, queue, {})
     began = time.monotonic()
     said = printed(tmp_path)
     assert time.monotonic() - began < 3 and "2000 pending: Priority" in said

@@ -15,7 +15,8 @@ from results.report import write_report
 from studies.cluster import Cluster
 from studies.drive import drive
 from studies.executors import Local
-from studies.slurm import Array, arrays, in_queue, launch
+from studies.jobs import Array, arrays, in_queue
+from studies.slurm import launch
 from studies.spec import with_field
 from studies.study import Study
 from studies.train import Place
