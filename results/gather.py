@@ -17,7 +17,6 @@ cannot be read: `corrupt`, with what is wrong as its reason.
 
 from __future__ import annotations
 
-import fcntl
 import json
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from typing import Any
 import pandas as pd
 
 from results.costs import MeasuredRuns
-from results.record import CorruptFile, Manifest, RunRecord, read_json, read_manifest, read_record, run_folder
+from results.record import CorruptFile, RunRecord, manifest_of, read_record, run_folder, unfinished
 
 PREFIXES = ["factor", "model", "task", "optim", "budget", "spec", "train", "valid", "test", "cost", "data", "env"]
 
@@ -63,24 +62,12 @@ def curves(runs: Path, frame: pd.DataFrame) -> pd.DataFrame:
     return cells.join(rows, how="inner").reset_index(drop=True)
 
 
-def manifest_of(runs: Path, study: str) -> Manifest:
-    """The manifest of a study, given by its name or its file. ValueError if it was never run here."""
-    manifest = read_manifest(runs, Path(study).stem if study.endswith(".py") else study)
-    if manifest is None:
-        known = sorted(path.parent.name for path in runs.glob("studies/*/manifest.json"))
-        raise ValueError(
-            f"{runs} has no study {study!r} (it has: {', '.join(known) or 'none'}); "
-            f"`python -m studies run {study}` runs it"
-        )
-    return manifest
-
-
 def _row(runs: Path, cell: dict[str, Any], measured: MeasuredRuns, kept: dict[str, RunRecord]) -> dict[str, Any]:
     run_id = cell["run_id"]
     row = {"arm": cell["arm"], "seed": cell["seed"], "run_id": run_id}
     try:
         record = read_record(runs, run_id)
-        status, reason = (record.status, record.reason) if record else _without_record(run_folder(runs, run_id))
+        status, reason = (record.status, record.reason) if record else unfinished(runs, run_id)
     except CorruptFile as error:
         record, status, reason = None, "corrupt", str(error)
     row |= {"status": status, "reason": " ".join(reason.split())}
@@ -90,29 +77,6 @@ def _row(runs: Path, cell: dict[str, Any], measured: MeasuredRuns, kept: dict[st
         _add_fields(row, record)
         row |= measured.of(record)
     return row
-
-
-def _without_record(folder: Path) -> tuple[str, str]:
-    """Status and reason of a run that has not ended."""
-    progress = read_json(folder / "progress.json", "it is written anew when the run goes on")
-    where = f"at step {progress['step']} ({progress['done']:.0%})" if progress else "before its first report"
-    if _is_held(folder / "lock"):
-        return "running", f"running, {where}"
-    if progress or (folder / "checkpoint.pt").exists():
-        return "stopped", f"stopped {where}"
-    return "missing", "not run yet"
-
-
-def _is_held(lock: Path) -> bool:
-    """Whether a process holds this lock, as it does while it trains; the system frees the lock of one that died."""
-    try:
-        with lock.open() as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except BlockingIOError:
-        return True
-    return False
 
 
 def _add_fields(row: dict[str, Any], record: RunRecord) -> None:

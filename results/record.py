@@ -6,12 +6,14 @@
                  /weights.pt        best-on-validation weights
                  /evals/<eval_id>.json   EvalRecord, the weights evaluated elsewhere
                  /probe.json        ProbeRecord, what happens inside the network
-                 /checkpoint.pt     of a run that has not ended
+                 /checkpoint.pt     of a run that has not ended; the one before is checkpoint.former.pt
                  /progress.json     where a running run is
+    runs/code/<hash>/               a copy of the code, which jobs on a cluster run
     runs/studies/<name>/manifest.json   which run is which cell of the study
                        /journal.log     the Optuna journal: a queue, rebuilt from the records when lost
                        /tuning.log      the Optuna journal of its tuning, rebuilt from trials.json when lost
                        /trials.json     TuningRecord with all trials
+                       /slurm/<key>/array.json   which job was given which runs; the jobs' logs lie beside
     <study file>.tuned.json             TuningRecord without the trials, beside the study's file
     runs/costs/<cost_id>.json           CostRecord, of one pass of one model or kernel over one input on a device
 
@@ -21,6 +23,7 @@ Files are written beside their place and renamed, so a reader sees the old one o
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import hashlib
 import json
 import math
@@ -291,6 +294,42 @@ def read_manifest(runs: Path, study: str) -> Manifest | None:
     path = study_folder(runs, study) / "manifest.json"
     plain = read_json(path, f"delete it and call `python -m studies run {study}`, which writes it anew")
     return None if plain is None else _from_plain(Manifest, plain, path)
+
+
+def manifest_of(runs: Path, study: str) -> Manifest:
+    """The manifest of a study, given by its name or its file. ValueError if it was never run here."""
+    manifest = read_manifest(runs, Path(study).stem if study.endswith(".py") else study)
+    if manifest is None:
+        known = sorted(path.parent.name for path in runs.glob("studies/*/manifest.json"))
+        raise ValueError(
+            f"{runs} has no study {study!r} (it has: {', '.join(known) or 'none'}); "
+            f"`python -m studies run {study}` runs it"
+        )
+    return manifest
+
+
+def unfinished(runs: Path, run_id: str) -> tuple[str, str]:
+    """Whether a run without a record is running, stopped or missing, and a sentence that says where it is."""
+    folder = run_folder(runs, run_id)
+    progress = read_json(folder / "progress.json", "it is written anew when the run goes on")
+    where = f"at step {progress['step']} ({progress['done']:.0%})" if progress else "before its first report"
+    if _is_held(folder / "lock"):
+        return "running", f"running, {where}"
+    if progress or (folder / "checkpoint.pt").exists():
+        return "stopped", f"stopped {where}"
+    return "missing", "not run yet"
+
+
+def _is_held(lock: Path) -> bool:
+    """Whether a process holds this lock, as it does while it trains; the system frees the lock of one that died."""
+    try:
+        with lock.open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
 
 
 def write_tuning(path: Path, tuning: TuningRecord) -> None:

@@ -75,6 +75,9 @@ def show(name: Name, runs: Runs = Path("runs")) -> None:
 
 
 On = Annotated[Literal["local", "inline"], typer.Option(help="A pool of processes, or this process.")]
+Where = Annotated[
+    Literal["local", "inline", "slurm"], typer.Option("--on", help="A pool of processes, this process, or a cluster.")
+]
 Slots = Annotated[int | None, typer.Option(min=1, help="Runs at a time; by default one a core or GPU.")]
 Threads = Annotated[int, typer.Option(min=1, help="CPU threads of a run; part of bit-exact repetition.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
@@ -86,23 +89,44 @@ Data = Annotated[Path, typer.Option(help="Where data sets lie.", envvar="LDN_DAT
 @app.command()
 def run(
     name: Name,
-    on: On = "local",
+    on: Where = "local",
     slots: Slots = None,
     threads: Threads = 1,
     device: Device = "auto",
     compile: Compile = False,
     retry: Retry = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="With --on slurm: only say what would be done.")] = False,
+    slurm: Annotated[Path, typer.Option(help="What to ask of SLURM.", envvar="LDN_SLURM")] = Path("slurm.toml"),
     runs: Runs = Path("runs"),
     data: Data = Path("data"),
     out: Annotated[Path, typer.Option(help="Where reports are written.", envvar="LDN_REPORTS")] = Path("reports"),
 ) -> None:
-    """Run what has not been run yet, then write and print the report. Ctrl-C stops; calling again goes on."""
+    """Run what has not been run yet, then write and print the report. Ctrl-C stops; calling again goes on.
+
+    With --on slurm it submits that and returns; `status` shows how far it is, `python -m results` writes the report.
+    """
     from results.report import print_report, write_report
     from studies.drive import drive
     from studies.executors import places
 
     path = catalogue.source(name)
     study = catalogue.load(path)
+    if on == "slurm":
+        from studies.cluster import read_cluster
+        from studies.plan import described
+        from studies.slurm import launch
+        from studies.train import Place
+
+        place, facts = Place(runs, data, device, threads, compile), read_cluster(slurm)
+        asked = launch(study, path.stem, declared_by(path), facts, place, slots, retry, dry_run)
+        for line in described(asked, path.stem):
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
+        say_notes(asked.notes, "")
+        after = "nothing was submitted" if dry_run else f"`python -m studies status {name}` shows how far it is"
+        console.print(f"[dim]{escape(after)}[/]")
+        return
+    if dry_run:
+        raise ValueError("--dry-run plans jobs for --on slurm; `python -m studies show` says what a study runs")
     where = places(runs, data, device, 1 if on == "inline" else slots, threads, compile)
     with attended(on, where, path.stem) as (executor, display, stopping):
         tally = drive(study, path.stem, declared_by(path), runs, executor, display, stopping, retry)
@@ -182,28 +206,40 @@ def say_notes(notes: list[str], fatal: str) -> None:
 
 
 @app.command()
-def status(name: Name, runs: Runs = Path("runs")) -> None:
-    """How far a study is and what failed, read from its files: works while it runs, and from any machine."""
-    from results.gather import gather
-    from studies.display import described, progress_of
+def status(
+    name: Name,
+    watch: Annotated[bool, typer.Option("--watch", help="Show it again and again; Ctrl-C ends that.")] = False,
+    every: Annotated[float, typer.Option(min=0.1, help="With --watch: seconds between two looks.")] = 5,
+    runs: Runs = Path("runs"),
+) -> None:
+    """How far a study is and what failed, from its files and SLURM's queue: works while it runs, from any machine."""
+    from studies.status import show_status
 
-    stem = catalogue.source(name).stem
-    frame = gather(runs, stem)
-    table = Table("arm", "done", "running", "stopped", "to go", "failed", box=None)
-    counted = ("done", "running", "stopped", "missing")
-    for arm, rows in frame.groupby("arm", sort=False, observed=True):
-        counts = rows["status"].value_counts()
-        numbers = [int(counts.get(status, 0)) for status in counted]
-        table.add_row(escape(str(arm)), *(str(n or "") for n in (*numbers, len(rows) - sum(numbers))))
-    console.print(table)
-    for row in frame[~frame["status"].isin(["done", "missing"])].itertuples():
-        text = f"{row.status}: {row.reason}"
-        if row.status == "running":
-            text = f"running, {described(progress_of(runs, str(row.run_id)))}"
-        elif row.status == "stopped":
-            text = str(row.reason)
-        cell = escape(f"{row.arm}, seed {row.seed}: {text}")
-        console.print(f"{cell} [dim]{row.run_id!s}[/]", highlight=False)
+    show_status(console, runs, catalogue.source(name).stem, every if watch else None)
+
+
+@app.command()
+def cancel(name: Name) -> None:
+    """Take a study's jobs out of SLURM's queue; `run NAME --on slurm` goes on from the checkpoints."""
+    from studies.jobs import cancel
+
+    console.print(f"{cancel(catalogue.source(name).stem)} jobs cancelled", highlight=False)
+
+
+@app.command()
+def logs(
+    run: Annotated[str, typer.Argument(help="A run's id, or how it begins.")],
+    lines: Annotated[int, typer.Option(min=1, help="How many, from the end.")] = 40,
+    runs: Runs = Path("runs"),
+) -> None:
+    """What the SLURM job said that a run was given to."""
+    from studies.status import logs
+
+    paths, text = logs(runs, run, lines)
+    for path in paths:
+        console.print(f"[dim]{escape(str(path))}[/]", highlight=False, soft_wrap=True)
+    for line in text:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 @app.command()

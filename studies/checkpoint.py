@@ -41,18 +41,47 @@ def locked(path: Path) -> Iterator[None]:
         yield
 
 
+def former(path: Path) -> Path:
+    """Where the checkpoint before the last one lies."""
+    return path.with_suffix(".former.pt")
+
+
 def save(path: Path, network: nn.Module, optimiser: torch.optim.Optimizer, state: State) -> None:
-    """Write the checkpoint. Raises OSError with the former one intact."""
+    """Write the checkpoint, and keep the last one. Raises OSError with both that there were intact."""
     plain = {f.name: getattr(state, f.name) for f in fields(state)}
     content = {"network": network.state_dict(), "optimiser": optimiser.state_dict(), "state": plain}
-    write_atomically(path, lambda file: torch.save(content, file))
+    new = path.with_suffix(".new.pt")
+    write_atomically(new, lambda file: torch.save(content, file))
+    if path.exists():
+        path.replace(former(path))
+    new.replace(path)
+
+
+def remove(path: Path) -> None:
+    for one in (path, former(path), path.with_suffix(".new.pt")):
+        one.unlink(missing_ok=True)
 
 
 def load(path: Path, network: nn.Module, optimiser: torch.optim.Optimizer, device: torch.device) -> State | None:
-    """Put the checkpoint, if there is one, into network and optimiser; its state.
+    """Put the last whole checkpoint, if there is one, into network and optimiser; its state.
 
-    Raises ValueError if it cannot be read.
+    Raises ValueError if there are some and none can be read.
     """
+    damaged = None
+    for one in (path, former(path)):
+        try:
+            state = _load(one, network, optimiser, device)
+        except ValueError as error:
+            damaged = damaged or error
+            continue
+        if state is not None:
+            return state
+    if damaged is not None:
+        raise damaged
+    return None
+
+
+def _load(path: Path, network: nn.Module, optimiser: torch.optim.Optimizer, device: torch.device) -> State | None:
     try:
         content = torch.load(path, map_location=device, weights_only=True)
         network.load_state_dict(content["network"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 from rich.console import Console
@@ -10,9 +9,10 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from results.record import RunRecord, TuningRecord, read_json, run_folder
+from results.record import RunRecord, TuningRecord
 from studies.drive import Tally
 from studies.executors import Ended
+from studies.status import described, progress_of
 from studies.study import Cell
 
 
@@ -71,26 +71,6 @@ def outcome(record: RunRecord | None, ended: Ended) -> str:
     valid = record.metrics.get("valid", {}).get("accuracy")
     seconds = sum(attempt.get("seconds", 0.0) for attempt in record.attempts)
     return (f"validation {valid:.1%}, " if valid is not None else "") + f"{seconds:.0f} s"
-
-
-def progress_of(runs: Path, run_id: str) -> dict[str, float]:
-    """A running run's last report; empty before the first."""
-    try:
-        return read_json(run_folder(runs, run_id) / "progress.json", "") or {}
-    except ValueError:
-        return {}
-
-
-def described(where: dict[str, float]) -> str:
-    if not where:
-        return "starting"
-    parts = []
-    if math.isfinite(where["loss"]):
-        parts += [f"loss {where['loss']:.3f}", f"valid {where['accuracy']:.1%}"]
-    parts.append(f"{where['tokens_per_second']:,.0f} tokens/s")
-    if math.isfinite(where["seconds_left"]):
-        parts.append(f"{where['seconds_left']:.0f} s left")
-    return ", ".join(parts)
 
 
 def winners(found: TuningRecord) -> Table:

@@ -19,11 +19,14 @@ from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from results.record import run_folder, write_json
 from studies.spec import RunSpec, canonical, from_plain
 from studies.train import Place, Progress, Stopped, train
+
+Begin = Literal["spawn", "fork"]
+ASKING = (signal.SIGTERM, signal.SIGUSR2)  # to stop; SLURM sends the second to all processes of a job
 
 
 @dataclass(frozen=True)
@@ -95,8 +98,8 @@ class Inline(Executor):
 class Local(Executor):
     """A pool of processes on this machine, one for each place: the CPU's cores, or its GPUs."""
 
-    def __init__(self, places: list[Place]) -> None:
-        self.slots = [Slot(place) for place in places]
+    def __init__(self, places: list[Place], begin: Begin = "spawn") -> None:
+        self.slots = [Slot(place, begin) for place in places]
 
     def free(self) -> int:
         return sum(slot.run_id is None for slot in self.slots)
@@ -119,10 +122,14 @@ class Local(Executor):
 
 
 class Slot:
-    """One process that trains one run after another."""
+    """One process that trains one run after another.
 
-    def __init__(self, place: Place) -> None:
-        self.place = place
+    It is spawned, for a forked child would inherit torch's threads in an undefined state; where nothing was computed
+    in this process yet, "fork" spares it the imports.
+    """
+
+    def __init__(self, place: Place, begin: Begin = "spawn") -> None:
+        self.place, self.begin = place, begin
         self.run_id: str | None = None
         self.asked = False  # to stop
         self.process: Any = None
@@ -130,11 +137,11 @@ class Slot:
 
     def start(self, spec: RunSpec) -> None:
         if self.process is None or not self.process.is_alive():
-            # spawn: a forked child would inherit torch's threads in an undefined state
-            context = multiprocessing.get_context("spawn")
+            context: Any = multiprocessing.get_context(self.begin)
             self.pipe, theirs = context.Pipe()
             self.process = context.Process(target=_work, args=(theirs, self.place), daemon=True)
-            with _shielded():
+            # a forked child would answer these as its parent does, until it has its own answer
+            with _shielded(*(ASKING if self.begin == "fork" else ())):
                 self.process.start()
             theirs.close()
         self.run_id = spec.run_id
@@ -172,10 +179,10 @@ class Slot:
 
 
 @contextmanager
-def _shielded() -> Iterator[None]:
+def _shielded(*others: signal.Signals) -> Iterator[None]:
     """A process started here never sees Ctrl-C, which reaches the whole group: the driver alone answers it."""
     resource_tracker.ensure_running()  # started along with the first process, it would lift the shield
-    former = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    former = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT, *others])
     try:
         yield
     finally:
@@ -183,9 +190,11 @@ def _shielded() -> Iterator[None]:
 
 
 def _work(pipe: Connection, place: Place) -> None:
-    """The life of a slot's process: train what comes through the pipe until it closes or a SIGTERM asks to stop."""
+    """The life of a slot's process: train what comes through the pipe until it closes or a signal asks to stop."""
     asked: list[int] = []
-    signal.signal(signal.SIGTERM, lambda number, frame: asked.append(number))
+    for number in ASKING:
+        signal.signal(number, lambda number, frame: asked.append(number))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, ASKING)
     driver = os.getppid()
 
     def stopping() -> bool:

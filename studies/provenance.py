@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import platform
 import subprocess
@@ -12,10 +14,11 @@ from typing import Any
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
+STAMP = "commit.json"  # beside a copy of the code: which commit it is a copy of
 
 
 def provenance(device: torch.device, threads: int) -> dict[str, Any]:
-    """Plain data for a record's attempt."""
+    """Plain data for a record's attempt; of one in a SLURM job also the job, and how often it was queued again."""
     return {
         "node": platform.node(),
         "device": device_name(device),
@@ -23,7 +26,17 @@ def provenance(device: torch.device, threads: int) -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         **commit(),
+        **slurm_job(),
     }
+
+
+def slurm_job() -> dict[str, Any]:
+    """The SLURM job that this process is part of; empty outside of one."""
+    job, array, task = (os.environ.get(f"SLURM_{name}") for name in ("JOB_ID", "ARRAY_JOB_ID", "ARRAY_TASK_ID"))
+    if job is None:
+        return {}
+    restarts = int(os.environ.get("SLURM_RESTART_COUNT", 0))
+    return {"slurm_job": f"{array}_{task}" if array else job, "slurm_restarts": restarts}
 
 
 def device_name(device: torch.device) -> str:
@@ -44,12 +57,20 @@ def _processor() -> str:
 
 @cache
 def commit() -> dict[str, Any]:
-    """The commit of this code and whether the working tree differs from it; "unknown" outside a git checkout."""
+    """The commit of this code, whether the working tree differs from it, and the hash of its differences ("": none).
+
+    "unknown" outside a git checkout; of a copy of the code, that of the original when it was copied.
+    """
+    stamp = ROOT / STAMP
+    if stamp.exists():
+        return json.loads(stamp.read_text())
     try:
         head = _git("rev-parse", "HEAD")
-        return {"commit": head[:12], "dirty": bool(_git("status", "--porcelain", "--untracked-files=no"))}
+        dirty = bool(_git("status", "--porcelain", "--untracked-files=no"))
+        diff = hashlib.sha256(_git("diff", "HEAD").encode()).hexdigest()[:12] if dirty else ""
+        return {"commit": head[:12], "dirty": dirty, "diff": diff}
     except (OSError, subprocess.SubprocessError):
-        return {"commit": "unknown", "dirty": False}
+        return {"commit": "unknown", "dirty": False, "diff": ""}
 
 
 def _git(*arguments: str) -> str:

@@ -208,7 +208,7 @@ class Search:
         self.record = TuningRecord(
             study=name, source=source, space=plain_space(self.tuning.space), trials=self.tuning.trials,
             seeds=list(self.tuning.seeds), objectives=list(self.tuning.objectives), pruner=self.tuning.pruner,
-            arms={}, **commit(),
+            arms={}, commit=commit()["commit"], dirty=commit()["dirty"],
         )  # fmt: skip
         former = read_tuning(self.path)
         if former is not None and former.source != source:

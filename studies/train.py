@@ -117,8 +117,10 @@ def train(
         write_record(place.runs, record)
         # of a failed or pruned run the checkpoint stays: a retry goes on from it
         kept = record.status in ("failed", "pruned")
-        for name in ("attempts.json", "progress.json", *([] if kept else ["checkpoint.pt"])):
+        for name in ("attempts.json", "progress.json"):
             (folder / name).unlink(missing_ok=True)
+        if not kept:
+            checkpoint.remove(folder / "checkpoint.pt")
         return record
 
 

@@ -184,6 +184,9 @@ def test_a_misfit_in_a_study_file_is_one_sentence(
         (["run", "mine.py", "--device", "tpu"], r"there is no device 'tpu'; known: auto, cpu, cuda"),
         (["run", "mine.py", "--device", "cuda:77"], r"there is no device 'cuda:77' here"),
         (["run", "mine.py", "--runs", "mine.py/x"], r"Not a directory"),
+        (["run", "mine.py", "--on", "slurm"], r"there is no slurm.toml, which says what to ask of SLURM: copy"),
+        (["run", "mine.py", "--dry-run"], r"--dry-run plans jobs for --on slurm"),
+        (["logs", "abc"], r"jobs on a cluster were given no run 'abc'"),
     ],
     ids=" ".join,
 )

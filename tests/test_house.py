@@ -33,7 +33,7 @@ OWNERS = {
     "triton": ("ldn/kernels",),
     "fvcore": ("studies/meter.py",),
     "optuna": ("studies/journal.py", "studies/queue.py", "studies/search.py", "results/importance.py"),
-    "submitit": ("studies/executors.py", "studies/slurm.py"),
+    "submitit": ("studies/slurm.py",),
     "seaborn": ("results/figures",),
     "matplotlib": ("results/figures", "results/section.py", "results/page.py"),
 }

@@ -654,6 +654,26 @@ def test_a_damaged_checkpoint_is_refused_in_one_sentence_and_left_alone(
     assert outcome(place(tmp_path), SPEC) == outcome(whole[0], SPEC)
 
 
+@pytest.mark.parametrize("damage", ["torn", "gone"])
+def test_a_torn_checkpoint_is_skipped_for_the_one_before(
+    damage: str, whole: tuple[Place, RunRecord], tmp_path: Path
+) -> None:
+    for step in (7, 3):
+        with pytest.raises(Stopped):
+            train(SPEC, place(tmp_path), stop=at(step))
+    folder = run_folder(tmp_path / "runs", SPEC.run_id)
+    path = folder / "checkpoint.pt"
+    assert {file.name for file in folder.glob("*.pt")} == {"checkpoint.pt", "checkpoint.former.pt"}
+    if damage == "torn":
+        path.write_bytes(path.read_bytes()[:999])
+    else:  # killed between two renames
+        path.rename(folder / "checkpoint.new.pt")
+    record = train(SPEC, place(tmp_path))
+    assert [attempt["first_step"] for attempt in record.attempts] == [0, 7, 7]
+    assert outcome(place(tmp_path), SPEC) == outcome(whole[0], SPEC)
+    assert not list(folder.glob("checkpoint*"))
+
+
 def test_a_checkpoint_holds_nothing_but_numbers(tmp_path: Path) -> None:
     with pytest.raises(Stopped):
         train(SPEC, place(tmp_path), stop=at(7))

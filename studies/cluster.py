@@ -1,0 +1,90 @@
+"""What does a cluster's SLURM have to be told? The facts of one site, in `slurm.toml`, as slurm.example.toml says."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+from ldn.config import AtLeast, Config, refuse_unknown
+
+TIME = re.compile(r"(?:(?P<days>\d+)-)?(?P<hours>\d+)(?::(?P<minutes>\d\d))?(?::(?P<seconds>\d\d))?")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cluster(Config):
+    """One job's share of a cluster, and how runs are laid into jobs.
+
+    A job asks for `cpus`, `gpus` and `memory` (GB) for `time` and is given `runs_per_job` runs, which its `slots` take
+    one after another (by default one a GPU, or as many as the CPUs have room for). `parallel` jobs of an array run at
+    once. `signal_delay` seconds before its time is over a job is told to write its checkpoints and is queued again, at
+    most `requeues` times. `setup` are lines of shell that a job begins with, `sbatch` any further options of sbatch.
+    """
+
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    time: str = "4:00:00"
+    gpus: Annotated[int, AtLeast(0)] = 0
+    cpus: Annotated[int, AtLeast(1)] = 1
+    memory: Annotated[float, AtLeast(0.001)] | None = None
+    parallel: Annotated[int, AtLeast(1)] = 256
+    runs_per_job: Annotated[int, AtLeast(1)] = 1
+    slots: Annotated[int, AtLeast(1)] | None = None
+    signal_delay: Annotated[int, AtLeast(1)] = 90
+    requeues: Annotated[int, AtLeast(0)] = 100
+    setup: tuple[str, ...] = ()
+    sbatch: dict = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.minutes * 60 <= self.signal_delay:
+            raise ValueError(
+                f"time {self.time} is no longer than signal_delay, {self.signal_delay} s: a job would stop as it starts"
+            )
+
+    @property
+    def minutes(self) -> int:
+        """The time limit as SLURM counts it, in whole minutes. ValueError if `time` is in none of SLURM's forms."""
+        found = TIME.fullmatch(self.time)
+        if found is None or (found["seconds"] and not found["minutes"]):
+            raise ValueError(f"time must be H:MM:SS or D-H:MM:SS, like 4:00:00, not {self.time!r}")
+        days, hours, minutes, seconds = (int(part or 0) for part in found.groups())
+        if not found["days"] and not found["seconds"]:  # "30" and "30:00" are minutes to SLURM
+            hours, minutes, seconds = 0, hours, minutes
+        return -(-(((days * 24 + hours) * 60 + minutes) * 60 + seconds) // 60)
+
+    def slots_for(self, threads: int) -> int:
+        """How many runs a job trains at a time."""
+        return self.slots or self.gpus or max(1, self.cpus // threads)
+
+    def parameters(self, name: str) -> dict[str, Any]:
+        """What submitit is told of a job, by its own names."""
+        asked: dict[str, Any] = {
+            "job_name": name, "partition": self.partition, "account": self.account, "qos": self.qos,
+            "constraint": self.constraint, "time": self.minutes, "gpus_per_node": self.gpus or None,
+            "cpus_per_task": self.cpus, "mem": None if self.memory is None else f"{round(self.memory * 1024)}MB",
+            "array_parallelism": self.parallel, "signal_delay_s": self.signal_delay, "stderr_to_stdout": True,
+        }  # fmt: skip
+        return {name: value for name, value in asked.items() if value is not None}
+
+
+def read_cluster(path: Path) -> Cluster:
+    """The facts in a slurm.toml. Raises ValueError in one sentence for what is unknown, unfit, or not there at all."""
+    try:
+        plain = tomllib.loads(path.read_text())
+    except FileNotFoundError:
+        raise ValueError(
+            f"there is no {path}, which says what to ask of SLURM: copy slurm.example.toml to {path} and change what "
+            f"your cluster wants different"
+        ) from None
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"{path} is not valid TOML: {error}") from None
+    try:
+        refuse_unknown(Cluster, plain)
+        return Cluster(**plain)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None

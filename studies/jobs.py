@@ -1,0 +1,126 @@
+"""Which jobs has SLURM, and which runs were they given? Light, for whoever only looks.
+
+A study's arrays lie in `runs/studies/NAME/slurm/KEY/`: which runs each job was given, and the jobs' logs. A job's name
+holds the array's key, so that it is found in SLURM's queue even if whoever submitted it was killed the moment after.
+What became of a run, its record says; SLURM is only asked which jobs are alive.
+"""
+
+from __future__ import annotations
+
+import getpass
+import re
+import shutil
+import subprocess
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from results.record import read_json, study_folder
+
+
+@dataclass
+class Array:
+    """A submission: the ids of the runs of each of its jobs. `job_id` is empty until SLURM has given one."""
+
+    key: str
+    jobs: list[list[str]]
+    submitted: float
+    code: str
+    slots: int
+    job_id: str = ""
+    parameters: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class InQueue:
+    """A job that SLURM holds, as squeue shows it."""
+
+    job_id: str
+    state: str
+    reason: str
+    node: str
+    left: str
+
+
+def max_array_size() -> int:
+    """The largest number of jobs of an array here."""
+    found = re.search(r"^MaxArraySize\s*=\s*(\d+)", ask("scontrol", "show", "config"), re.MULTILINE)
+    return max(1, int(found[1])) if found else 1
+
+
+def arrays(runs: Path, name: str) -> list[Array]:
+    """All submissions of a study, the oldest first."""
+    return [array for _, array in all_arrays(runs, name)]
+
+
+def all_arrays(runs: Path, name: str = "*") -> list[tuple[str, Array]]:
+    """The submissions of every study with the study's name, the oldest first."""
+    found = []
+    for path in runs.glob(f"studies/{name}/slurm/*/array.json"):
+        plain = read_json(path, "delete it if none of its jobs is queued")
+        if plain is not None:
+            found.append((path.parents[2].name, Array(**plain)))
+    return sorted(found, key=lambda one: one[1].submitted)
+
+
+def in_queue(name: str) -> dict[tuple[str, int], InQueue]:
+    """The jobs of a study that SLURM holds, pending or running, by their array's key and their place in it."""
+    fields = ("%j", "%F", "%K", "%T", "%r", "%N", "%L")
+    said = ask("squeue", "--noheader", "--array", f"--user={getpass.getuser()}", f"--format={'|'.join(fields)}")
+    jobs = {}
+    for line in said.splitlines():
+        title, job_id, index, state, reason, node, left = line.split("|")
+        study, _, key = title.rpartition(".")
+        if study == name:
+            whole = job_id if not index.isdecimal() else f"{job_id}_{index}"
+            jobs[key, int(index) if index.isdecimal() else 0] = InQueue(whole, state, reason, node, left)
+    return jobs
+
+
+def queued_runs(runs: Path, name: str) -> set[str]:
+    """The runs that jobs in SLURM's queue were given."""
+    submitted = {array.key: array for array in arrays(runs, name)}
+    alive = in_queue(name) if submitted else {}
+    return {run_id for key, index in alive if key in submitted for run_id in submitted[key].jobs[index]}
+
+
+def ended_jobs(ids: Iterable[str]) -> dict[str, str]:
+    """How jobs that are no longer queued ended, as far as SLURM keeps accounts: job id (12, 12_3) -> CANCELLED, ..."""
+    wanted = ",".join(ids)
+    if not wanted:
+        return {}
+    try:
+        said = ask("sacct", "-X", "-n", "-P", "-j", wanted, "-o", "JobID,State")
+    except ValueError:  # a site without accounting
+        return {}
+    return {line.partition("|")[0]: line.partition("|")[2].partition(" ")[0] for line in said.splitlines()}
+
+
+def cancel(name: str) -> int:
+    """Take a study's jobs out of SLURM's queue; running runs write their checkpoints. How many jobs it were."""
+    jobs = in_queue(name)
+    if jobs:
+        ask("scancel", *sorted({job.job_id.partition("_")[0] for job in jobs.values()}))
+    return len(jobs)
+
+
+def log_of(runs: Path, name: str, array: Array, index: int) -> Path:
+    """Where a job writes what it says."""
+    job = array.job_id if len(array.jobs) == 1 else f"{array.job_id}_{index}"
+    return study_folder(runs, name) / "slurm" / array.key / f"{job}_0_log.out"
+
+
+def ask(*command: str) -> str:
+    """What a command of SLURM's prints. Raises ValueError if there is none, or if it fails."""
+    if shutil.which(command[0]) is None:
+        raise ValueError(
+            f"there is no SLURM on this machine ({command[0]} is not on the PATH): call this on a login node of the "
+            f"cluster, or run here with --on local"
+        )
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+    except subprocess.TimeoutExpired:
+        raise ValueError(f"SLURM does not answer: {command[0]} took more than 60 s") from None
+    except subprocess.CalledProcessError as error:
+        raise ValueError(f"{command[0]} failed: {' '.join(error.stderr.split())}") from None

@@ -1,0 +1,113 @@
+"""How are several runs trained in one job? In slots, each of which takes the next of the job's runs when it is free.
+
+A job that is stopped, killed or started a second time goes on: runs with a record are left alone, the others go on
+from their checkpoints. A run whose process dies is tried again; the others do not notice.
+"""
+
+from __future__ import annotations
+
+import importlib
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+from results.record import CorruptFile, RunRecord, read_record, write_record
+from studies.executors import Ended, Executor, Local, places
+from studies.spec import RunSpec, canonical
+from studies.train import Place
+
+LOSSES = 3  # times that a run whose process died is tried again
+LOOK_SECONDS = 0.2
+LATE = ("torch._dynamo", "sklearn.datasets")  # imported where they are first used, which takes seconds in every slot
+
+
+def pool(runs: Path, data: Path, device: str, slots: int, threads: int, compile: bool) -> Local:
+    """Slots that are forked from this process, so that all of them share its imports.
+
+    Whoever has asked for the GPUs cannot be forked any more: a process of its own does.
+    """
+    for name in LATE:
+        importlib.import_module(name)
+    with ProcessPoolExecutor(1, mp_context=get_context("fork")) as apart:
+        found: list[Place] = apart.submit(places, runs, data, device, slots, threads, compile).result()
+    return Local(found, "fork")
+
+
+def pack(
+    specs: Sequence[RunSpec],
+    executor: Executor,
+    runs: Path,
+    stopping: Callable[[], bool] = lambda: False,
+    grace: float = 60.0,
+    say: Callable[[str], None] = lambda line: None,
+) -> list[str]:
+    """Train the runs that have no record yet; the ids of those that are left when `stopping` has said so.
+
+    Then running runs write their checkpoints, for which they have `grace` seconds. Raises OSError on a full disk.
+    """
+    waiting = deque(spec for spec in specs if _is_open(runs, spec.run_id, say))
+    running: dict[str, RunSpec] = {}
+    losses: Counter[str] = Counter()
+    left: list[str] = []
+    until, full = float("inf"), ""
+    while True:
+        if until == float("inf") and (stopping() or full):
+            executor.stop()
+            until = time.monotonic() + grace
+        if until < float("inf"):
+            left += [spec.run_id for spec in waiting]
+            waiting.clear()
+        while waiting and executor.free():
+            spec = waiting.popleft()
+            running[spec.run_id] = spec
+            say(f"run {spec.run_id} begins: {spec.model.name} on {spec.task.name}, seed {spec.seed}")
+            executor.submit(spec)
+        if time.monotonic() > until:
+            left += list(running)  # they go on from an earlier checkpoint
+            running.clear()
+        if not running:
+            break
+        for ended in executor.ended(LOOK_SECONDS):
+            spec = running.pop(ended.run_id)
+            if ended.stopped or ended.fatal:
+                left.append(ended.run_id)
+                full = full or (ended.error if ended.fatal else "")
+                say(f"run {ended.run_id} {_ending(runs, ended)}")
+            elif ended.error and _is_open(runs, ended.run_id, say):
+                losses[ended.run_id] += 1
+                again = losses[ended.run_id] <= LOSSES
+                say(f"run {ended.run_id}: {ended.error}{', tried again' if again else ''}")
+                if again:
+                    waiting.append(spec)
+                else:
+                    reason = f"{ended.error}, {losses[ended.run_id]} times"
+                    lost = RunRecord(run_id=spec.run_id, spec=canonical(spec), status="lost", reason=reason)
+                    write_record(runs, lost)
+                    say(f"run {ended.run_id} is lost")
+            else:
+                say(f"run {ended.run_id} {_ending(runs, ended)}")
+    if full:
+        raise OSError(full)
+    return left
+
+
+def _is_open(runs: Path, run_id: str, say: Callable[[str], None]) -> bool:
+    """Whether a run has no record; one that cannot be read is left to its owner."""
+    try:
+        return read_record(runs, run_id) is None
+    except CorruptFile as error:
+        say(str(error))
+        return False
+
+
+def _ending(runs: Path, ended: Ended) -> str:
+    if ended.stopped:
+        return "stopped"
+    try:
+        record = read_record(runs, ended.run_id)
+    except CorruptFile as error:
+        return str(error)
+    return ended.error if record is None else f"{record.status} {record.reason}".rstrip()

@@ -1,0 +1,201 @@
+"""How far is a study? Read from its files and, if it was submitted to a cluster, from SLURM's queue."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from results.record import CorruptFile, manifest_of, read_json, read_record, run_folder, unfinished
+from studies.jobs import Array, InQueue, all_arrays, arrays, ended_jobs, in_queue, log_of
+
+COLUMNS = ("done", "running", "pending", "stopped", "to go", "lost", "failed")
+NAMED = {"missing": "to go", "waiting": "pending", "cancelled": "stopped"}  # the column of a state, if not its name
+FRESH_SECONDS = 30.0  # a report so recent is of a run that goes on, though its lock is not seen from this machine
+LOG_LINES = 3
+
+
+@dataclass(frozen=True)
+class State:
+    """Where the run of one cell is. `text` says more; empty for what is done or to go."""
+
+    arm: str
+    seed: int
+    run_id: str
+    status: str
+    text: str = ""
+
+    @property
+    def column(self) -> str:
+        name = NAMED.get(self.status, self.status)
+        return name if name in COLUMNS else "failed"
+
+
+@dataclass(frozen=True)
+class Given:
+    """The job that a run was given to last."""
+
+    array: Array
+    index: int
+    queued: InQueue | None
+
+    @property
+    def job_id(self) -> str:
+        return self.array.job_id if len(self.array.jobs) == 1 else f"{self.array.job_id}_{self.index}"
+
+
+def look(runs: Path, name: str) -> tuple[list[State], str]:
+    """The state of every cell, and what is to be said of SLURM if it could not be asked.
+
+    Raises ValueError for a study that was never run here.
+    """
+    manifest = manifest_of(runs, name)
+    submitted, note = arrays(runs, name), ""
+    queue: dict[tuple[str, int], InQueue] = {}
+    try:
+        queue = in_queue(name) if submitted else {}
+    except ValueError as error:
+        note = f"the cluster could not be asked, so what is pending is not known: {error}"
+    given = {
+        run_id: Given(array, index, queue.get((array.key, index)))
+        for array in submitted
+        for index, job in enumerate(array.jobs)
+        for run_id in job
+    }
+    states = [_state(runs, cell, given.get(cell["run_id"]), not note) for cell in manifest.cells]
+    gone = {given[state.run_id].job_id for state in states if state.status == "lost" and state.run_id in given}
+    ends = ended_jobs(sorted(gone))
+    return [
+        _lost(runs, name, s, given[s.run_id], ends) if s.status == "lost" and not s.text else s for s in states
+    ], note
+
+
+def _state(runs: Path, cell: dict[str, Any], given: Given | None, asked: bool) -> State:
+    run_id = cell["run_id"]
+
+    def state(status: str, text: str = "") -> State:
+        return State(cell["arm"], cell["seed"], run_id, status, text)
+
+    try:
+        record = read_record(runs, run_id)
+    except CorruptFile as error:
+        return state("corrupt", f"corrupt: {error}")
+    if record is not None:
+        return state(record.status, "" if record.status == "done" else f"{record.status}: {record.reason}")
+    status, reason = unfinished(runs, run_id)
+    queued = given.queued if given else None
+    if queued is not None and queued.state == "PENDING":
+        return state("pending", queued.reason)
+    where = progress_of(runs, run_id) if status in ("running", "stopped") else {}
+    fresh = time.time() - where.get("time", 0.0) < FRESH_SECONDS
+    if status == "running" or (queued is not None and fresh):
+        at = "" if queued is None else f", on {queued.node}, job {queued.job_id} ({queued.left} left of it)"
+        return state("running", f"running, {described(where)}{at}")
+    if queued is not None:
+        return state("waiting", f"for a slot of job {queued.job_id} on {queued.node}")
+    if given is not None and asked:
+        return state("lost")
+    return state(status, reason if status == "stopped" else "")
+
+
+def _lost(runs: Path, name: str, state: State, given: Given, ends: dict[str, str]) -> State:
+    """What became of a run whose job is no longer queued and that has no record."""
+    end = ends.get(given.job_id, "is no longer queued")
+    if end.startswith("CANCELLED"):
+        return State(state.arm, state.seed, state.run_id, "cancelled", f"its job {given.job_id} was cancelled")
+    lines = tail(log_of(runs, name, given.array, given.index), LOG_LINES)
+    last = "".join(f"\n    {line}" for line in lines) or "; it has said nothing"
+    return State(state.arm, state.seed, state.run_id, "lost", f"lost: its job {given.job_id} {end}{last}")
+
+
+def progress_of(runs: Path, run_id: str) -> dict[str, float]:
+    """A running run's last report; empty before the first."""
+    try:
+        return read_json(run_folder(runs, run_id) / "progress.json", "") or {}
+    except ValueError:
+        return {}
+
+
+def described(where: dict[str, float]) -> str:
+    if not where:
+        return "starting"
+    parts = []
+    if math.isfinite(where["loss"]):
+        parts += [f"loss {where['loss']:.3f}", f"valid {where['accuracy']:.1%}"]
+    parts.append(f"{where['tokens_per_second']:,.0f} tokens/s")
+    if math.isfinite(where["seconds_left"]):
+        parts.append(f"{where['seconds_left']:.0f} s left")
+    return ", ".join(parts)
+
+
+def tail(path: Path, lines: int) -> list[str]:
+    """The last lines of a file; none where there is no such file."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - 500 * lines))
+            return file.read().decode(errors="replace").splitlines()[-lines:]
+    except FileNotFoundError:
+        return []
+
+
+def shown(states: Iterable[State], note: str) -> Group:
+    """The counts of every arm, and a line for each run that is neither done nor to go; the pending ones together."""
+    states = list(states)
+    counts: dict[str, Counter[str]] = {}
+    for state in states:
+        counts.setdefault(state.arm, Counter())[state.column] += 1
+    columns = [name for name in COLUMNS if name not in ("pending", "lost") or any(s.column == name for s in states)]
+    table = Table("arm", *columns, box=None)
+    for arm, count in counts.items():
+        table.add_row(escape(arm), *(str(count[name] or "") for name in columns))
+    parts: list[Any] = [table]
+    for reason, number in Counter((s.status, s.text) for s in states if s.column == "pending").items():
+        parts.append(Text(f"{number} pending: {' '.join(reason).removeprefix('pending ')}"))
+    for state in states:
+        if state.text and state.column != "pending":
+            parts.append(Text(f"{state.arm}, seed {state.seed}: {state.text} ").append(state.run_id, "dim"))
+    if note:
+        parts.append(Text(note, "yellow"))
+    return Group(*parts)
+
+
+def show_status(console: Console, runs: Path, name: str, every: float | None = None) -> None:
+    """Print how far a study is; with `every`, again and again, until all has ended or Ctrl-C."""
+    states, note = look(runs, name)
+    if every is None:
+        console.print(shown(states, note), highlight=False, soft_wrap=True)
+        return
+    with Live(shown(states, note), console=console, auto_refresh=False) as live:
+        while any(state.column in ("running", "pending", "to go") for state in states):
+            time.sleep(every)
+            states, note = look(runs, name)
+            live.update(shown(states, note), refresh=True)
+
+
+def logs(runs: Path, run: str, lines: int) -> tuple[list[Path], list[str]]:
+    """Where the jobs of a run, given by how its id begins, have written; how the last one ends, and the traceback.
+
+    Raises ValueError if no job was given such a run.
+    """
+    found: dict[str, list[Path]] = {}
+    for name, array in all_arrays(runs):
+        for index, job in enumerate(array.jobs):
+            for run_id in job:
+                if run_id.startswith(run):
+                    found.setdefault(run_id, []).append(log_of(runs, name, array, index))
+    if len(found) != 1:
+        which = f"{len(found)} runs that begin with {run!r}" if found else f"no run {run!r}"
+        raise ValueError(f"jobs on a cluster were given {which}; `python -m studies status NAME` shows the ids")
+    ((run_id, paths),) = found.items()
+    record = read_record(runs, run_id)
+    return paths, tail(paths[-1], lines) + (record.traceback.splitlines() if record else [])

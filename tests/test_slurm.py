@@ -1,0 +1,396 @@
+"""Does the launcher plan, pack and submit what it says? Without a SLURM: its commands are played by small scripts."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from results.record import RunRecord, read_record, run_folder, study_folder, write_record
+from studies import packed, snapshot
+from studies.cluster import Cluster, read_cluster
+from studies.executors import Ended, Executor
+from studies.jobs import Array, arrays
+from studies.packed import pack
+from studies.plan import described, plan, split
+from studies.provenance import slurm_job
+from studies.slurm import launch
+from studies.spec import RunSpec, canonical, with_field
+from studies.train import Place
+from tests.test_drive import LINEAR, ROOT, STUDY, call, ids, outcomes, study
+
+# slurm.toml
+
+
+def test_the_example_is_valid_and_names_every_key() -> None:
+    example = ROOT / "slurm.example.toml"
+    assert read_cluster(example).time == "4:00:00"
+    text = example.read_text()
+    for name in Cluster.__dataclass_fields__:
+        assert re.search(rf"^(# )?(\[{name}\]|{name} = )", text, re.MULTILINE), name
+    everything = re.sub(r"^# (?=\[?\w+\]?( = |$|   ))", "", text, flags=re.MULTILINE)
+    assert everything != text
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('partion = "gpu"', r"has no field 'partion'; known fields: partition, account, .*sbatch"),
+        ("cpus = 0", r"Cluster.cpus must be at least 1, not 0"),
+        ('time = "soon"', r"time must be H:MM:SS or D-H:MM:SS, like 4:00:00, not 'soon'"),
+        ('time = "0:01:00"', r"time 0:01:00 is no longer than signal_delay, 90 s"),
+        ("time = ", r"is not valid TOML"),
+        ("setup = 'module load cuda'", r"Cluster.setup must be a tuple"),
+    ],
+)
+def test_a_misfit_in_slurm_toml_is_one_sentence(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "slurm.toml").write_text(text)
+    with pytest.raises(ValueError, match=message) as refused:
+        read_cluster(tmp_path / "slurm.toml")
+    assert str(refused.value).startswith(f"{tmp_path / 'slurm.toml'}") and "\n" not in str(refused.value)
+
+
+def test_where_there_is_no_slurm_toml_it_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"there is no .*slurm.toml.*: copy slurm.example.toml to"):
+        read_cluster(tmp_path / "slurm.toml")
+
+
+@pytest.mark.parametrize(
+    ("time", "minutes"),
+    [("4:00:00", 240), ("30", 30), ("30:00", 30), ("1-12", 36 * 60), ("2-00:30:00", 2910), ("0:02:01", 3)],
+)
+def test_a_time_limit_is_read_as_slurm_reads_it(time: str, minutes: int) -> None:
+    assert Cluster(time=time).minutes == minutes
+
+
+@pytest.mark.parametrize(
+    ("asked", "slots"), [({}, 1), ({"cpus": 8}, 4), ({"cpus": 8, "gpus": 2}, 2), ({"gpus": 1, "slots": 6}, 6)]
+)
+def test_slots_follow_from_what_a_job_has(asked: dict[str, Any], slots: int) -> None:
+    assert Cluster(**asked).slots_for(threads=2) == slots
+
+
+# the plan
+
+
+@pytest.mark.parametrize(("items", "size"), [(0, 3), (1, 3), (3, 3), (10, 3), (1001, 1000), (7, 1)])
+def test_a_split_loses_nothing_and_is_even(items: int, size: int) -> None:
+    parts = split(range(items), size)
+    assert [item for part in parts for item in part] == list(range(items))
+    assert len(parts) == -(-items // size)
+    sizes = {len(part) for part in parts}
+    assert not sizes or (max(sizes) <= size and max(sizes) - min(sizes) <= 1)
+
+
+def test_a_plan_takes_what_is_neither_done_nor_queued(tmp_path: Path) -> None:
+    call(tmp_path, stop_after=2)
+    ran, queued = ids(STUDY)[:2], ids(STUDY)[4]
+    found = plan(tmp_path / "runs", STUDY.cells(), Cluster(runs_per_job=2, cpus=4), 1, queued={queued}, max_array=1)
+    assert (found.cells, found.done, found.failed, found.queued, found.slots) == (6, 2, 0, 1, 4)
+    assert [spec.run_id for spec in found.runs] == [i for i in ids(STUDY) if i not in [*ran, queued]]
+    assert [[len(job) for job in array] for array in found.arrays] == [[1], [2]]
+    lines = described(found, "s")
+    assert lines[0] == "6 runs: 2 done, 0 failed, 1 queued or running, 3 to submit"
+    assert lines[1] == "2 jobs of 1 to 2 runs in 4 slots; 2 arrays (MaxArraySize 1)"
+    assert "cpus_per_task=4" in lines[2] and "time=240" in lines[2]
+    # of the arms of those two runs the other seed is to come; of the third nothing was measured
+    assert re.match(r"hours: [\d.e-]+ of training, [\d.e-]+ of jobs, by .* took on cpu \(", lines[3])
+
+
+def test_what_was_never_measured_has_unknown_hours(tmp_path: Path) -> None:
+    found = plan(tmp_path / "runs", STUDY.cells(), Cluster(), 1)
+    assert described(found, "s")[-1] == "hours: unknown, no run of these arms was measured yet"
+    assert "MaxArraySize unknown" in described(found, "s")[1] and len(found.arrays) == 1
+
+
+def test_failed_runs_are_planned_again_on_request_alone(tmp_path: Path) -> None:
+    spec = STUDY.cells()[0].spec
+    write_record(tmp_path / "runs", RunRecord(run_id=spec.run_id, spec=canonical(spec), status="failed", reason="x"))
+    without, again = (plan(tmp_path / "runs", STUDY.cells(), Cluster(), 1, retry=retry) for retry in (False, True))
+    assert (without.failed, len(without.runs), again.failed, len(again.runs)) == (1, 5, 0, 6)
+
+
+# the copy of the code
+
+
+def test_a_snapshot_runs_alone_and_knows_its_commit(tmp_path: Path) -> None:
+    folder = snapshot.snapshot(tmp_path / "runs")
+    assert folder.parent == tmp_path / "runs" / "code"
+    assert snapshot.snapshot(tmp_path / "runs") == folder and len(list(folder.parent.iterdir())) == 1
+    assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) < 2e6
+    code = "import studies.train, studies.provenance as p; print(studies.train.__file__, p.commit()['commit'])"
+    environment = os.environ | {"PYTHONPATH": str(folder)}
+    said = subprocess.run([sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, text=True)
+    assert said.stdout.split() == [str(folder / "studies" / "train.py"), snapshot.commit()["commit"]], said.stderr
+
+
+def test_another_code_is_another_snapshot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = snapshot.snapshot(tmp_path / "runs")
+    monkeypatch.setattr(snapshot, "commit", lambda: {"commit": "another", "dirty": True, "diff": "abc"})
+    second = snapshot.snapshot(tmp_path / "runs")
+    assert second != first and json.loads((second / "commit.json").read_text())["diff"] == "abc"
+
+
+def test_an_attempt_in_a_job_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("SLURM_")]:
+        monkeypatch.delenv(name)
+    assert slurm_job() == {}
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    assert slurm_job() == {"slurm_job": "17", "slurm_restarts": 0}
+    for name, value in (("ARRAY_JOB_ID", "12"), ("ARRAY_TASK_ID", "3"), ("RESTART_COUNT", "2")):
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    assert slurm_job() == {"slurm_job": "12_3", "slurm_restarts": 2}
+
+
+# several runs in one job
+
+
+class Scripted(Executor):
+    """Slots in which nothing is trained: a run lasts so many looks, and ends as its script says."""
+
+    def __init__(self, runs: Path, slots: int, lasts: dict[str, int], dies: Counter[str] | None = None) -> None:
+        self.runs, self.slots, self.lasts, self.dies = runs, slots, lasts, dies or Counter()
+        self.running: dict[str, tuple[RunSpec, int]] = {}
+        self.submitted: list[str] = []
+        self.asked = False
+
+    def free(self) -> int:
+        return self.slots - len(self.running)
+
+    def submit(self, spec: RunSpec) -> None:
+        self.submitted.append(spec.run_id)
+        self.running[spec.run_id] = spec, self.lasts.get(spec.run_id, 1)
+
+    def ended(self, seconds: float) -> list[Ended]:
+        over = []
+        for run_id, (spec, left) in list(self.running.items()):
+            self.running[run_id] = spec, left - 1
+            if left > 1 and not self.asked:
+                continue
+            del self.running[run_id]
+            if self.asked:
+                over.append(Ended(run_id, stopped=True))
+            elif self.dies[run_id]:
+                self.dies[run_id] -= 1
+                over.append(Ended(run_id, error="its process died of SIGKILL"))
+            else:
+                write_record(self.runs, RunRecord(run_id=run_id, spec=canonical(spec), status="done"))
+                over.append(Ended(run_id))
+        return over
+
+    def stop(self) -> None:
+        self.asked = True
+
+    def close(self) -> None:
+        pass
+
+
+SPECS = [with_field(LINEAR, "seed", seed) for seed in range(8)]
+IDS = [spec.run_id for spec in SPECS]
+
+
+def test_a_long_run_does_not_hold_the_others(tmp_path: Path) -> None:
+    executor = Scripted(tmp_path, 2, {IDS[0]: 7})
+    said: list[str] = []
+    assert pack(SPECS, executor, tmp_path, say=said.append) == []
+    assert executor.submitted == IDS
+    assert [line.split()[1] for line in said if line.endswith("done")][:6] == IDS[1:7]
+
+
+def test_what_has_a_record_is_not_run_in_a_job(tmp_path: Path) -> None:
+    for spec, status in zip(SPECS, ("done", "failed"), strict=False):
+        write_record(tmp_path, RunRecord(run_id=spec.run_id, spec=canonical(spec), status=status))  # type: ignore[arg-type]
+    damaged = run_folder(tmp_path, IDS[2]) / "record.json"
+    damaged.parent.mkdir()
+    damaged.write_text("{")
+    executor = Scripted(tmp_path, 2, {})
+    assert pack(SPECS, executor, tmp_path) == [] and executor.submitted == IDS[3:]
+    assert damaged.read_text() == "{"
+
+
+def test_a_run_whose_process_dies_is_tried_again_but_not_for_ever(tmp_path: Path) -> None:
+    executor = Scripted(tmp_path, 2, {}, Counter({IDS[1]: 2, IDS[3]: 99}))
+    assert pack(SPECS, executor, tmp_path) == []
+    records = [read_record(tmp_path, run_id) for run_id in IDS]
+    assert [record and record.status for record in records] == ["done"] * 3 + ["lost"] + ["done"] * 4
+    assert records[3] is not None and records[3].reason == "its process died of SIGKILL, 4 times"
+    assert Counter(executor.submitted) == Counter(IDS) + Counter({IDS[1]: 2, IDS[3]: packed.LOSSES})
+
+
+def test_a_job_that_is_stopped_says_what_is_left(tmp_path: Path) -> None:
+    executor = Scripted(tmp_path, 2, {IDS[2]: 9, IDS[3]: 9})
+    left = pack(SPECS, executor, tmp_path, lambda: len(executor.submitted) >= 4)
+    assert sorted(left) == sorted(IDS[2:]) and executor.submitted == IDS[:4]
+
+
+# a whole job, its commands played by scripts
+
+PACKED = Cluster(runs_per_job=2, cpus=2)
+
+COMMANDS = {
+    "srun": 'while [[ "$1" == -* ]]; do case "$1" in --output|--error) shift;; esac; shift; done; exec "$@"',
+    "sbatch": 'cp "$1" "$FAKE/script-$(($(ls "$FAKE" | grep -c script) + 7)).sh"\n'
+    'echo "Submitted batch job $(($(ls "$FAKE" | grep -c script) + 6))"',
+    "scontrol": 'if [ "$1" = show ]; then echo "MaxArraySize            = 2"; else echo "$@" >> "$FAKE/requeued"; fi',
+    "squeue": 'cat "$FAKE/queue" 2>/dev/null || true',
+    "sacct": "true",
+    "scancel": 'echo "$@" >> "$FAKE/cancelled"',
+}
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder that plays a SLURM: job scripts are kept, and run when a test says so."""
+    folder = tmp_path / "site"
+    folder.mkdir()
+    for name, body in COMMANDS.items():
+        script = folder / name
+        script.write_text(f"#!/bin/bash\n{body}\n")
+        script.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("FAKE", str(folder))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    return folder
+
+
+def submitted(folder: Path, cluster: Cluster = PACKED, **options: Any) -> list[Array]:
+    launch(options.pop("asked", STUDY), "s", "s.py", cluster, Place(folder / "runs", folder / "data", "cpu"), **options)
+    return arrays(folder / "runs", "s")
+
+
+def start(site: Path, array: Array, index: int) -> subprocess.Popen[str]:
+    """The job as SLURM would start it, from its script."""
+    alone = len(array.jobs) == 1
+    environment = {"SLURM_JOB_ID": array.job_id if alone else str(100 + index), "SLURM_PROCID": "0"}
+    if not alone:
+        environment |= {"SLURM_ARRAY_JOB_ID": array.job_id, "SLURM_ARRAY_TASK_ID": str(index)}
+    command = ["bash", str(site / f"script-{array.job_id}.sh")]
+    return subprocess.Popen(
+        command, cwd=site, env=os.environ | environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def test_a_study_submitted_and_run_equals_one_driven_here(site: Path, tmp_path: Path) -> None:
+    whole = tmp_path / "whole"
+    call(whole)
+    found = submitted(tmp_path, Cluster(runs_per_job=3, cpus=2))
+    assert [len(array.jobs) for array in found] == [2]
+    assert sorted(run_id for array in found for job in array.jobs for run_id in job) == sorted(ids(STUDY))
+    script = (site / f"script-{found[0].job_id}.sh").read_text()
+    assert "#SBATCH --array=0-1%2" in script and "#SBATCH --requeue" in script and "#SBATCH --cpus-per-task=2" in script
+    for array in found:
+        for index in range(len(array.jobs)):
+            said, _ = (job := start(site, array, index)).communicate(timeout=120)
+            assert job.returncode == 0, said
+            assert said.count(" done") == 3 and "begins: " in said
+    assert outcomes(tmp_path) == outcomes(whole)
+    for run_id in ids(STUDY):
+        (attempt,) = read_record(tmp_path / "runs", run_id).attempts  # type: ignore[union-attr]
+        assert attempt["slurm_job"] in {f"{found[0].job_id}_0", f"{found[0].job_id}_1"}
+        assert attempt["diff"] == snapshot.commit()["diff"]
+    assert not (site / "requeued").exists()
+    assert len(submitted(tmp_path)) == 1  # nothing is left to submit
+
+
+def test_a_job_told_to_stop_leaves_checkpoints_and_is_queued_again(site: Path, tmp_path: Path) -> None:
+    long = study(arms={"ldn": with_field(LINEAR, "budget.steps", 1500)}, factors={})
+    whole = tmp_path / "whole"
+    call(whole, long)
+    (array,) = submitted(tmp_path, asked=long)
+    job = start(site, array, 0)
+    folders = [run_folder(tmp_path / "runs", run_id) for run_id in ids(long)]
+    _until(lambda: all((folder / "progress.json").exists() for folder in folders))
+    for child in _family(job.pid):
+        os.kill(child, signal.SIGUSR2)
+    said, _ = job.communicate(timeout=60)
+    assert (site / "requeued").read_text().split() == ["requeue", array.job_id], said
+    assert job.returncode == 255 and said.count(" stopped") == 2
+    assert all((folder / "checkpoint.pt").exists() for folder in folders)
+    again = start(site, array, 0)
+    said, _ = again.communicate(timeout=120)
+    assert again.returncode == 0 and outcomes(tmp_path, long) == outcomes(whole, long), said
+    for run_id in ids(long):
+        first, second = read_record(tmp_path / "runs", run_id).attempts  # type: ignore[union-attr]
+        assert second["first_step"] > 0 and first["slurm_job"] == second["slurm_job"] == array.job_id
+
+
+def test_a_job_that_is_killed_is_queued_again_one_that_fails_is_not(site: Path, tmp_path: Path) -> None:
+    long = study(arms={"ldn": with_field(LINEAR, "budget.steps", 1500)}, factors={})
+    (array,) = submitted(tmp_path, asked=long)
+    job = start(site, array, 0)
+    _until(lambda: all((run_folder(tmp_path / "runs", run_id) / "attempts.json").exists() for run_id in ids(long)))
+    os.kill(min(_family(job.pid)), signal.SIGKILL)
+    assert job.wait(60) == 137 and (site / "requeued").read_text().split() == ["requeue", array.job_id]
+    (site / "requeued").unlink()
+    shutil.rmtree(array.code)  # a job whose code is gone cannot begin
+    assert start(site, array, 0).wait(60) == 1 and not (site / "requeued").exists()
+
+
+def _family(pid: int) -> list[int]:
+    """The processes below a job's shell."""
+    below = [int(i) for i in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return [*below, *(child for one in below for child in _family(one))]
+
+
+def _until(ready: Any, seconds: float = 60.0) -> None:
+    end = time.monotonic() + seconds
+    while not ready():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def test_what_is_queued_is_not_submitted_again(site: Path, tmp_path: Path) -> None:
+    first, second = submitted(tmp_path)  # of three jobs, two an array at most
+    assert [len(array.jobs) for array in (first, second)] == [1, 2]
+    assert "--array" not in (site / f"script-{first.job_id}.sh").read_text()
+    lines = [f"s.{second.key}|{second.job_id}|{index}|PENDING|Priority||1:00" for index in (0, 1)]
+    (site / "queue").write_text("\n".join([*lines, "other.12345678|3|N/A|RUNNING|None|n1|2:00"]) + "\n")
+    third = submitted(tmp_path)[2]
+    assert third.jobs == first.jobs and len(arrays(tmp_path / "runs", "s")) == 3
+
+
+def test_a_failed_run_is_submitted_again_with_its_attempts(site: Path, tmp_path: Path) -> None:
+    spec = STUDY.cells()[0].spec
+    failed = RunRecord(run_id=spec.run_id, spec=canonical(spec), status="failed", reason="x", attempts=[{"node": "n"}])
+    write_record(tmp_path / "runs", failed)
+    assert spec.run_id not in {i for array in submitted(tmp_path) for job in array.jobs for i in job}
+    again = submitted(tmp_path, retry=True)
+    assert spec.run_id in {i for array in again for job in array.jobs for i in job}
+    assert read_record(tmp_path / "runs", spec.run_id) is None
+    assert json.loads((run_folder(tmp_path / "runs", spec.run_id) / "attempts.json").read_text())["attempts"]
+
+
+def test_a_refusal_of_slurm_s_is_one_sentence_and_leaves_no_array(site: Path, tmp_path: Path) -> None:
+    (site / "sbatch").write_text("#!/bin/bash\necho 'sbatch: error: invalid partition specified: gpux' >&2\nexit 1\n")
+    with pytest.raises(ValueError, match=r"SLURM refused: .*invalid partition specified: gpux"):
+        submitted(tmp_path)
+    assert arrays(tmp_path / "runs", "s") == []
+
+
+def test_without_slurm_it_is_refused_and_planned_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ValueError, match=r"there is no SLURM on this machine .* or run here with --on local"):
+        submitted(tmp_path)
+    assert not (tmp_path / "runs").exists()
+    assert submitted(tmp_path, dry=True) == [] and not (tmp_path / "runs").exists()
+
+
+def test_a_thousand_runs_are_submitted_fast_and_small(site: Path, tmp_path: Path) -> None:
+    (site / "scontrol").write_text("#!/bin/bash\necho 'MaxArraySize = 400'\n")
+    began = time.monotonic()
+    found = submitted(tmp_path, Cluster(), asked=study(arms={"ldn": LINEAR}, factors={}, seeds=range(1000)))
+    assert time.monotonic() - began < 30
+    assert [len(array.jobs) for array in found] == [333, 333, 334]
+    blocks = sum(path.stat().st_blocks * 512 for path in (tmp_path / "runs").rglob("*"))
+    assert blocks < 50e6 and not list((tmp_path / "runs" / "code").glob("*/*/measured/*.csv"))
+    assert len(list((study_folder(tmp_path / "runs", "s") / "slurm").rglob("*_submitted.pkl"))) == 1000

@@ -1,0 +1,157 @@
+"""Does status say of every run where it is, from its files and from what SLURM answers, and soon enough?"""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from results.record import Manifest as Declared
+from results.record import RunRecord, run_folder, study_folder, write_json, write_manifest, write_record
+from studies import jobs, status
+from studies.jobs import Array, InQueue
+from studies.status import logs, look, show_status
+
+REPORT = {"step": 40, "done": 0.4, "loss": 0.25, "accuracy": 0.5, "tokens_per_second": 9.0, "seconds_left": 60.0}
+
+
+def declared(runs: Path, count: int) -> list[str]:
+    """A study `s` of one arm and so many seeds; the ids of its runs."""
+    ids = [f"{seed:016x}" for seed in range(count)]
+    cells = [{"arm": "ldn", "seed": seed, "run_id": run_id, "factors": {}} for seed, run_id in enumerate(ids)]
+    arm = {"label": "ldn", "reference": "ldn", "changes": {}, "note": ""}
+    about = {"source": "s.py", "question": "?", "metric": "test.accuracy", "direction": "max"}
+    write_manifest(runs, Declared(study="s", reference="ldn", arms=[arm], cells=cells, **about))  # type: ignore[arg-type]
+    return ids
+
+
+def submitted(runs: Path, jobs: list[list[str]], key: str = "abcd0123", job_id: str = "12") -> Path:
+    """An array of these jobs; where their logs lie."""
+    folder = study_folder(runs, "s") / "slurm" / key
+    write_json(folder / "array.json", vars(Array(key, jobs, time.time(), "code", 2, job_id)))
+    return folder
+
+
+def answers(monkeypatch: pytest.MonkeyPatch, queue: dict[tuple[str, int], InQueue], ends: dict[str, str]) -> None:
+    monkeypatch.setattr(status, "in_queue", lambda name: queue)
+    monkeypatch.setattr(status, "ended_jobs", lambda ids: {i: ends[i] for i in ids if i in ends})
+
+
+def printed(runs: Path) -> str:
+    console = Console(width=200, record=True, quiet=False, force_terminal=False)
+    with console.capture() as said:
+        show_status(console, runs, "s")
+    return said.get()
+
+
+def test_every_run_of_a_submitted_study_is_somewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = declared(tmp_path, 10)
+    folder = submitted(tmp_path, [ids[:4], ids[4:6], ids[6:7], ids[7:8]])
+    write_record(tmp_path, RunRecord(run_id=ids[0], spec={}, status="done"))
+    write_record(tmp_path, RunRecord(run_id=ids[1], spec={}, status="failed", reason="KeyError: 'x'"))
+    write_json(run_folder(tmp_path, ids[2]) / "progress.json", REPORT | {"time": time.time()})
+    write_json(run_folder(tmp_path, ids[8]) / "progress.json", REPORT | {"time": 0.0})
+    (folder / "12_2_0_log.out").write_text("one\ntwo\nthree\nMemoryError: out of it\n")
+    queue = {
+        ("abcd0123", 0): InQueue("12_0", "RUNNING", "None", "n2", "3:00:00"),
+        ("abcd0123", 1): InQueue("12_1", "PENDING", "Priority", "", "4:00:00"),
+    }
+    answers(monkeypatch, queue, {"12_2": "NODE_FAIL", "12_3": "CANCELLED"})
+    states, note = look(tmp_path, "s")
+    assert note == "" and [state.status for state in states] == [
+        "done", "failed", "running", "waiting", "pending", "pending", "lost", "cancelled", "stopped", "missing",
+    ]  # fmt: skip
+    said = printed(tmp_path)
+    assert said.splitlines()[1].split() == ["ldn", "1", "1", "3", "2", "1", "1", "1"]
+    assert "ldn, seed 1: failed: KeyError: 'x'" in said
+    assert "ldn, seed 2: running, loss 0.250, valid 50.0%, 9 tokens/s, 60 s left, on n2, job 12_0 (3:00:00" in said
+    assert "1 pending: waiting for a slot of job 12_0 on n2" in said and "2 pending: Priority" in said
+    assert "ldn, seed 6: lost: its job 12_2 NODE_FAIL\n    two\n    three\n    MemoryError: out of it" in said
+    assert "ldn, seed 7: its job 12_3 was cancelled" in said and "stopped at step 40 (40%)" in said
+
+
+def test_a_run_given_to_a_second_job_is_that_job_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = declared(tmp_path, 1)
+    submitted(tmp_path, [ids])
+    submitted(tmp_path, [ids], "ffff0123", "13")
+    answers(monkeypatch, {("ffff0123", 0): InQueue("13", "PENDING", "Resources", "", "1:00")}, {"12": "FAILED"})
+    assert [(state.status, state.text) for state in look(tmp_path, "s")[0]] == [("pending", "Resources")]
+
+
+def test_where_slurm_does_not_answer_the_files_are_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = declared(tmp_path, 2)
+    submitted(tmp_path, [ids])
+    write_record(tmp_path, RunRecord(run_id=ids[0], spec={}, status="done"))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    states, note = look(tmp_path, "s")
+    assert [state.status for state in states] == ["done", "missing"]
+    assert note.startswith("the cluster could not be asked, so what is pending is not known: there is no SLURM")
+
+
+def test_a_study_that_no_cluster_has_seen_asks_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    declared(tmp_path, 1)
+    monkeypatch.setattr(jobs, "ask", lambda *command: pytest.fail(f"asked {command}"))
+    assert printed(tmp_path).splitlines()[1].split() == ["ldn", "1"]
+
+
+def test_what_squeue_says_is_understood(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = ["s.abcd0123|12|3|RUNNING|None|n1|1-00:00:00", "s.ffff0123|14|N/A|PENDING|Priority||4:00:00"]
+    monkeypatch.setattr(jobs, "ask", lambda *command: "\n".join([*lines, "s2.eeee0123|15|1|PENDING|None||1:00"]))
+    assert jobs.in_queue("s") == {
+        ("abcd0123", 3): InQueue("12_3", "RUNNING", "None", "n1", "1-00:00:00"),
+        ("ffff0123", 0): InQueue("14", "PENDING", "Priority", "", "4:00:00"),
+    }
+    monkeypatch.setattr(jobs, "ask", lambda *command: "12_0|CANCELLED by 0\n12_1|NODE_FAIL\n")
+    assert jobs.ended_jobs(["12_0", "12_1"]) == {"12_0": "CANCELLED", "12_1": "NODE_FAIL"}
+
+
+def test_logs_are_those_of_the_jobs_a_run_was_given_to(tmp_path: Path) -> None:
+    ids = ["aa11", "aa22"]
+    first = submitted(tmp_path, [["aa11"], ["aa22"]])
+    second = submitted(tmp_path, [["aa11"]], "ffff0123", "13")
+    (second / "13_0_log.out").write_text("begins\nends\n")
+    failed = RunRecord(run_id=ids[0], spec={}, status="failed", traceback="Traceback:\n  here")
+    write_record(tmp_path, failed)
+    paths, lines = logs(tmp_path, "aa1", 1)
+    assert paths == [first / "12_0_0_log.out", second / "13_0_log.out"]
+    assert lines == ["ends", "Traceback:", "  here"]
+    for prefix, message in (("aa", "2 runs that begin with 'aa'"), ("bb", "no run 'bb'")):
+        with pytest.raises(ValueError, match=message):
+            logs(tmp_path, prefix, 1)
+
+
+def test_watching_ends_with_the_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (run_id,) = declared(tmp_path, 1)
+    looks: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        looks.append(seconds)
+        if len(looks) == 2:
+            write_record(tmp_path, RunRecord(run_id=run_id, spec={}, status="done"))
+
+    monkeypatch.setattr(status.time, "sleep", sleep)
+    show_status(Console(force_terminal=False), tmp_path, "s", every=3)
+    assert looks == [3, 3]
+
+
+def test_the_status_of_five_thousand_runs_takes_under_three_seconds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = declared(tmp_path, 5000)
+    submitted(tmp_path, [ids[i : i + 8] for i in range(0, 5000, 8)])
+    attempt: dict[str, Any] = {"node": "n1", "device": "cpu", "commit": "abc", "seconds": 9.0, "threads": 1}
+    metrics = {split: {"accuracy": 0.5, "loss": 1.0} for split in ("train", "valid", "test")}
+    full = RunRecord(run_id=ids[0], spec={"model": {}}, status="done", metrics=metrics, attempts=[attempt])
+    text = json.dumps(vars(full), indent=1)
+    for run_id in ids[:3000]:
+        run_folder(tmp_path, run_id).mkdir()
+        (run_folder(tmp_path, run_id) / "record.json").write_text(text.replace(ids[0], run_id))
+    queue = {("abcd0123", i): InQueue(f"12_{i}", "PENDING", "Priority", "", "1:00") for i in range(375, 625)}
+    answers(monkeypatch, queue, {})
+    began = time.monotonic()
+    said = printed(tmp_path)
+    assert time.monotonic() - began < 3 and "2000 pending: Priority" in said
