@@ -30,7 +30,7 @@ from tests.slurm.configuration import Configuration, Ports, gres_conf, slurm_con
 
 T = TypeVar("T")
 
-PACKAGES = "munge mariadb-server slurmctld slurmd slurmdbd slurm-client"
+INSTALL = "apt-get install -y --no-install-recommends munge mariadb-server slurmctld slurmd slurmdbd slurm-client"
 PROGRAMS = ("munged", "mariadbd", "mariadb-install-db", "slurmdbd", "slurmctld", "slurmd", "sbatch", "sacctmgr")
 PATH = os.pathsep.join((os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"))
 NODES = ("n1", "n2")
@@ -43,10 +43,11 @@ NOISE = (
 
 def missing() -> str:
     """Why no SLURM can be started here, as one sentence; empty where one can."""
+    absent = [program for program in PROGRAMS if not shutil.which(program, path=PATH)]
     if os.geteuid() != 0:
-        return f"a real SLURM is started by root alone, and needs: apt-get install -y {PACKAGES}"
-    if absent := [program for program in PROGRAMS if not shutil.which(program, path=PATH)]:
-        return f"no {', '.join(absent)} here; install with: apt-get install -y --no-install-recommends {PACKAGES}"
+        return f"only root can start a real SLURM here{f', after: {INSTALL}' if absent else ''}"
+    if absent:
+        return f"a real SLURM needs {', '.join(absent)}, which this installs: {INSTALL}"
     return ""
 
 
