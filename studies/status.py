@@ -101,7 +101,8 @@ def _state(runs: Path, cell: dict[str, Any], given: Given | None, asked: bool) -
     fresh = time.time() - where.get("time", 0.0) < FRESH_SECONDS
     if status == "running" or (queued is not None and fresh):
         at = "" if queued is None else f", on {queued.node}, job {queued.job_id} ({queued.left} left of it)"
-        return state("running", f"running, {described(where)}{at}")
+        step = f"step {where['step']}, " if where else ""
+        return state("running", f"running, {step}{described(where)}{at}")
     if queued is not None:
         return state("waiting", f"for a slot of job {queued.job_id} on {queued.node}")
     if given is not None and asked:

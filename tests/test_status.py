@@ -68,7 +68,10 @@ def test_every_run_of_a_submitted_study_is_somewhere(tmp_path: Path, monkeypatch
     said = printed(tmp_path)
     assert said.splitlines()[1].split() == ["ldn", "1", "1", "3", "2", "1", "1", "1"]
     assert "ldn, seed 1: failed: KeyError: 'x'" in said
-    assert "ldn, seed 2: running, loss 0.250, valid 50.0%, 9 tokens/s, 60 s left, on n2, job 12_0 (3:00:00" in said
+    assert (
+        "ldn, seed 2: running, step 40, loss 0.250, valid 50.0%, 9 tokens/s, 60 s left, on n2, job 12_0 (3:00:00"
+        in said
+    )
     assert "1 waiting: for a slot of job 12_0 on n2" in said and "2 pending: Priority" in said
     assert "ldn, seed 6: lost: its job 12_2 NODE_FAIL\n    two\n    three\n    MemoryError: out of it" in said
     assert "1 cancelled: `run` submits them again" in said and "stopped at step 40 (40%)" in said
