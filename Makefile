@@ -1,14 +1,15 @@
 # Two commands do everything on a fresh machine, set-up included:
 #   make ablation   the main study on its embedded data: trains, prints the table, draws the figures
 #   make test       lint, types and tests
-# and  make bench   the benchmarks behind the README's figures of speed
+# and  make test-slurm  tests against a real SLURM, started on this machine and stopped again; needs root and packages
+#      make bench   the benchmarks behind the README's figures of speed
 #      make gpu-check   tests, bench and training on a GPU, under 8 minutes, into OUT/gpu-check.tar.gz; installs nothing
 
 PYTHON ?= python3
 OUT ?= reports
 BIN := .venv/bin
 
-.PHONY: ablation test bench gpu-check clean
+.PHONY: ablation test test-slurm bench gpu-check clean
 
 ablation: .venv/.suite
 	$(BIN)/python -m studies run axes
@@ -18,6 +19,9 @@ test: .venv/.test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+test-slurm: .venv/.test
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/slurm
 
 bench: .venv/.suite
 	for script in $(filter-out benchmarks/gpu_check.py,$(wildcard benchmarks/[a-z]*.py)); do echo "== $$script"; $(BIN)/python $$script || exit 1; done

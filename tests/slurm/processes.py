@@ -1,9 +1,9 @@
 """Which processes belong to a SLURM under test, and their end. /proc says it, whoever started them.
 
 A daemon carries a mark in its environment: the machine's folder, its own name, and the process that owns the machine. A
-slurmstepd has the environment of slurmd no longer in /proc (it writes its title over it), and is no child of slurmd
-either: what tells it is the node's log, which it holds open. A job's processes are the descendants of a slurmstepd, and
-those with the job's variables, if they left it.
+slurmstepd inherits that mark from slurmd, but may write its title over it, and is no child of slurmd: what tells it is
+the node's log, which it holds open. A job's processes are the descendants of a slurmstepd, and those with the job's
+variables, if they left it.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ def alive(owner: str) -> bool:
 
 
 def daemons() -> Iterator[Daemon]:
-    """Every daemon of every such machine that runs here."""
-    for pid in _pids():
-        environment = _environment(pid)
-        if DAEMON in environment:
+    """Every daemon of every such machine that runs here, without what it forked."""
+    marked = {pid: environment for pid in _pids() if DAEMON in (environment := _environment(pid))}
+    for pid, environment in marked.items():
+        if _parent(pid) not in marked and _name(pid) != "slurmstepd":
             yield Daemon(pid, Path(environment[FOLDER]), environment[DAEMON], environment[OWNER])
 
 
@@ -79,7 +79,7 @@ def _reap(pids: set[int]) -> None:
 
 
 def _with_descendants(pids: set[int]) -> set[int]:
-    parents = {pid: int(fields[1]) for pid in _pids() if (fields := _stat(pid))}
+    parents = {pid: _parent(pid) for pid in _pids()}
     found, grown = set(pids), True
     while grown:
         new = {pid for pid, parent in parents.items() if parent in found} - found
@@ -97,6 +97,10 @@ def _stat(pid: int) -> list[str]:
     with contextlib.suppress(OSError):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return []
+
+
+def _parent(pid: int) -> int:
+    return int(fields[1]) if (fields := _stat(pid)) else 0
 
 
 def _name(pid: int) -> str:

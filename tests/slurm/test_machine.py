@@ -13,7 +13,8 @@ import pytest
 import submitit
 
 from tests.slurm import processes
-from tests.slurm.machine import NODES, Machine, SlurmError, end_abandoned
+from tests.slurm.daemons import SlurmError
+from tests.slurm.machine import NODES, Machine, end_abandoned
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -114,22 +115,13 @@ def test_preemption_sends_the_signal_asked_for_only_where_so_configured(
     assert sorted(notes(tmp_path)) == ["0 SIGCONT", "0 SIGUSR2" if warned else "0 SIGTERM", "0 start"]
 
 
-def test_a_time_limit_signals_ahead_and_ends_the_job(machine: Machine, noting: str, tmp_path: Path) -> None:
-    job = machine.submit(f"{noting} 200", "--time=1", "--signal=USR2@15")
-    machine.wait_until(lambda: notes(tmp_path, "USR2"), "the job is warned", timeout=60)
-    assert machine.state(job) == "RUNNING"
-    machine.wait_for(job, "TIMEOUT", timeout=60)
-    assert "0 end" not in notes(tmp_path)
-    assert machine.job(job)["Restarts"] == "0"  # SLURM requeues it for preemption and a lost node alone
-
-
 def test_a_dead_node_is_found_and_its_jobs_run_elsewhere(machine: Machine, noting: str, tmp_path: Path) -> None:
     job = machine.submit(f"{noting} $((90 - 90 * ${{SLURM_RESTART_COUNT:-0}}))")
     machine.wait_until(lambda: notes(tmp_path, "start"), "the job runs")
     node = machine.job(job)["NodeList"]
     machine.kill_node(node)
     assert not processes.of(machine.folder, node)
-    machine.wait_until(lambda: machine.node_state(node) == "DOWN*", f"{node} is down", timeout=90)
+    machine.wait_until(lambda: machine.node_state(node) == "DOWN+NOT_RESPONDING", f"{node} is down", timeout=90)
     machine.wait_for(job, "COMPLETED")
     assert [row[0] for row in machine.accounted(job, "State")] == ["NODE_FAIL", "COMPLETED"]
     assert machine.accounted(job, "NodeList")[1] != (node,)
@@ -152,16 +144,16 @@ def test_a_job_outlives_its_slurmd(machine: Machine, noting: str, tmp_path: Path
 def test_a_controller_that_comes_back_has_lost_nothing(
     machine: Machine, noting: str, tmp_path: Path, kill: bool
 ) -> None:
-    running = machine.submit(f"{noting} 8")
+    running = machine.submit(f"{noting} 20")
     array = machine.submit("true", "--array=0-2", f"--dependency=afterok:{running}")
     machine.wait_until(lambda: notes(tmp_path, "start"), "the job runs")
-    time.sleep(6)  # a crash loses what came in the last seconds: the state is written every 5
+    seen, state = time.time(), machine.folder / "state" / "job_state"
+    machine.wait_until(lambda: state.exists() and state.stat().st_mtime > seen, "the controller's state is on disk")
     machine.stop_controller(kill)
     with pytest.raises(SlurmError, match="Unable to contact slurm controller"):
         machine.submit("true")
-    machine.wait_until(lambda: notes(tmp_path, "end"), "the job ends meanwhile")
     machine.start_controller()
-    machine.wait_for(running, "COMPLETED", timeout=120)
+    machine.wait_for(running, "COMPLETED")
     machine.wait_until(lambda: machine.accounted(array, "State") == [("COMPLETED",)] * 3, "the array is done")
     assert notes(tmp_path) == ["0 start", "0 end"]
 
@@ -206,15 +198,32 @@ class Counter(submitit.helpers.Checkpointable):
         return self.counted
 
 
-def test_submitit_goes_on_after_a_time_limit(machine: Machine, tmp_path: Path) -> None:
-    # 1 minute is the least; submitit's 90 s ahead of it would be at once, before Python can take a signal
+def test_time_limits(machine: Machine, noting: str, tmp_path: Path) -> None:
+    """One job is warned and ended; one of submitit, beside it to save the minute, asks for a requeue when warned."""
+    job = machine.submit(f"{noting} 200", "--time=1", "--signal=USR2@15")
     executor = submitit.AutoExecutor(folder=tmp_path, cluster="slurm", slurm_max_num_timeout=9)
     executor.update_parameters(timeout_min=1, mem_gb=1, slurm_signal_delay_s=15, slurm_setup=[f"cd {ROOT}"])
-    job = executor.submit(Counter(), 50)
-    machine.wait_for(job.job_id, "COMPLETED", timeout=240)
-    lives, counted = zip(*job.result(), strict=True)
+    counter = executor.submit(Counter(), 50)
+
+    machine.wait_until(lambda: notes(tmp_path, "USR2"), "the job is warned", timeout=60)
+    assert machine.state(job) == "RUNNING"
+    machine.wait_for(job, "TIMEOUT", timeout=90)
+    assert "0 end" not in notes(tmp_path)
+    assert machine.job(job)["Restarts"] == "0"  # SLURM requeues by itself for preemption and lost nodes alone
+
+    machine.wait_for(counter.job_id, "COMPLETED", timeout=240)
+    lives, counted = zip(*counter.result(), strict=True)
     assert counted == tuple(range(50))
     assert set(lives) == {str(life) for life in range(int(lives[-1]) + 1)} and lives[-1] != "0"
+
+
+def test_a_folder_that_holds_something_else_is_left_alone(machine: Machine) -> None:
+    other = machine.folder / "tmp" / "other"
+    (other / "file").mkdir(parents=True)
+    for act in (Machine(other).start, Machine(other).stop):
+        with pytest.raises(ValueError, match="holds something else"):
+            act()
+    assert (other / "file").exists()
 
 
 @pytest.mark.parametrize("by", [signal.SIGINT, signal.SIGKILL])
