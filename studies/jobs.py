@@ -86,15 +86,22 @@ def queued_runs(runs: Path, name: str) -> set[str]:
 
 
 def ended_jobs(ids: Iterable[str]) -> dict[str, str]:
-    """How jobs that are no longer queued ended, as far as SLURM keeps accounts: job id (12, 12_3) -> CANCELLED, ..."""
-    wanted = ",".join(ids)
+    """How jobs that are no longer queued ended, as far as SLURM keeps accounts: job id (12, 12_3) -> CANCELLED, ...
+
+    The jobs of an array that never began have one account together, under the array's id.
+    """
+    wanted = sorted({job.partition("_")[0] for job in ids})
     if not wanted:
         return {}
     try:
-        said = ask("sacct", "-X", "-n", "-P", "-j", wanted, "-o", "JobID,State")
+        said = ask("sacct", "-X", "-n", "-P", "-j", ",".join(wanted), "-o", "JobID,State")
     except ValueError:  # a site without accounting
         return {}
-    return {line.partition("|")[0]: line.partition("|")[2].partition(" ")[0] for line in said.splitlines()}
+    ends = {}
+    for line in said.splitlines():
+        job, _, state = line.partition("|")
+        ends[job.partition("_[")[0]] = state.partition(" ")[0]
+    return ends
 
 
 def cancel(name: str) -> int:

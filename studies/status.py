@@ -21,6 +21,7 @@ from studies.jobs import Array, InQueue, all_arrays, arrays, ended_jobs, in_queu
 
 COLUMNS = ("done", "running", "pending", "stopped", "to go", "lost", "failed")
 NAMED = {"missing": "to go", "waiting": "pending", "cancelled": "stopped"}  # the column of a state, if not its name
+TOGETHER = ("pending", "waiting", "cancelled")  # of which only the number is told, by their reasons
 FRESH_SECONDS = 30.0  # a report so recent is of a run that goes on, though its lock is not seen from this machine
 LOG_LINES = 3
 
@@ -100,7 +101,8 @@ def _state(runs: Path, cell: dict[str, Any], given: Given | None, asked: bool) -
     fresh = time.time() - where.get("time", 0.0) < FRESH_SECONDS
     if status == "running" or (queued is not None and fresh):
         at = "" if queued is None else f", on {queued.node}, job {queued.job_id} ({queued.left} left of it)"
-        return state("running", f"running, {described(where)}{at}")
+        step = f"step {where['step']}, " if where else ""
+        return state("running", f"running, {step}{described(where)}{at}")
     if queued is not None:
         return state("waiting", f"for a slot of job {queued.job_id} on {queued.node}")
     if given is not None and asked:
@@ -110,9 +112,9 @@ def _state(runs: Path, cell: dict[str, Any], given: Given | None, asked: bool) -
 
 def _lost(runs: Path, name: str, state: State, given: Given, ends: dict[str, str]) -> State:
     """What became of a run whose job is no longer queued and that has no record."""
-    end = ends.get(given.job_id, "is no longer queued")
-    if end.startswith("CANCELLED"):
-        return State(state.arm, state.seed, state.run_id, "cancelled", f"its job {given.job_id} was cancelled")
+    end = ends.get(given.job_id) or ends.get(given.array.job_id) or "is no longer queued"
+    if end == "CANCELLED":
+        return State(state.arm, state.seed, state.run_id, "cancelled", "`run` submits them again")
     lines = tail(log_of(runs, name, given.array, given.index), LOG_LINES)
     last = "".join(f"\n    {line}" for line in lines) or "; it has said nothing"
     return State(state.arm, state.seed, state.run_id, "lost", f"lost: its job {given.job_id} {end}{last}")
@@ -149,7 +151,7 @@ def tail(path: Path, lines: int) -> list[str]:
 
 
 def shown(states: Iterable[State], note: str) -> Group:
-    """The counts of every arm, and a line for each run that is neither done nor to go; the pending ones together."""
+    """The counts of every arm, and a line for each run that is neither done nor to go; those in line together."""
     states = list(states)
     counts: dict[str, Counter[str]] = {}
     for state in states:
@@ -159,10 +161,10 @@ def shown(states: Iterable[State], note: str) -> Group:
     for arm, count in counts.items():
         table.add_row(escape(arm), *(str(count[name] or "") for name in columns))
     parts: list[Any] = [table]
-    for reason, number in Counter((s.status, s.text) for s in states if s.column == "pending").items():
-        parts.append(Text(f"{number} pending: {' '.join(reason).removeprefix('pending ')}"))
+    for (status, text), number in Counter((s.status, s.text) for s in states if s.status in TOGETHER).items():
+        parts.append(Text(f"{number} {status}: {text}"))
     for state in states:
-        if state.text and state.column != "pending":
+        if state.text and state.status not in TOGETHER:
             parts.append(Text(f"{state.arm}, seed {state.seed}: {state.text} ").append(state.run_id, "dim"))
     if note:
         parts.append(Text(note, "yellow"))

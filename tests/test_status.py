@@ -68,10 +68,13 @@ def test_every_run_of_a_submitted_study_is_somewhere(tmp_path: Path, monkeypatch
     said = printed(tmp_path)
     assert said.splitlines()[1].split() == ["ldn", "1", "1", "3", "2", "1", "1", "1"]
     assert "ldn, seed 1: failed: KeyError: 'x'" in said
-    assert "ldn, seed 2: running, loss 0.250, valid 50.0%, 9 tokens/s, 60 s left, on n2, job 12_0 (3:00:00" in said
-    assert "1 pending: waiting for a slot of job 12_0 on n2" in said and "2 pending: Priority" in said
+    assert (
+        "ldn, seed 2: running, step 40, loss 0.250, valid 50.0%, 9 tokens/s, 60 s left, on n2, job 12_0 (3:00:00"
+        in said
+    )
+    assert "1 waiting: for a slot of job 12_0 on n2" in said and "2 pending: Priority" in said
     assert "ldn, seed 6: lost: its job 12_2 NODE_FAIL\n    two\n    three\n    MemoryError: out of it" in said
-    assert "ldn, seed 7: its job 12_3 was cancelled" in said and "stopped at step 40 (40%)" in said
+    assert "1 cancelled: `run` submits them again" in said and "stopped at step 40 (40%)" in said
 
 
 def test_a_run_given_to_a_second_job_is_that_job_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,8 +108,8 @@ def test_what_squeue_says_is_understood(monkeypatch: pytest.MonkeyPatch) -> None
         ("abcd0123", 3): InQueue("12_3", "RUNNING", "None", "n1", "1-00:00:00"),
         ("ffff0123", 0): InQueue("14", "PENDING", "Priority", "", "4:00:00"),
     }
-    monkeypatch.setattr(jobs, "ask", lambda *command: "12_0|CANCELLED by 0\n12_1|NODE_FAIL\n")
-    assert jobs.ended_jobs(["12_0", "12_1"]) == {"12_0": "CANCELLED", "12_1": "NODE_FAIL"}
+    monkeypatch.setattr(jobs, "ask", lambda *command: "12_[1-9%2]|CANCELLED by 0\n12_0|NODE_FAIL\n")
+    assert jobs.ended_jobs(["12_0", "12_1"]) == {"12": "CANCELLED", "12_0": "NODE_FAIL"}
 
 
 def test_logs_are_those_of_the_jobs_a_run_was_given_to(tmp_path: Path) -> None:

@@ -4,7 +4,25 @@
     python -m tests.slurm.machine status FOLDER
     python -m tests.slurm.machine stop FOLDER
 
-It has its own key, sockets and ports, and touches no SLURM or munge of the system.
+It has its own key, sockets and ports, and touches no SLURM, munge or MariaDB of the system. What SLURM 22.05 was seen
+to do on it, hardly to be guessed from its manual:
+
+- Time limits, and the end of a preemption's grace, are looked at every 30 s: both may be so much later, and the signal
+  of `--signal` so much earlier. One set further ahead than the limit is long comes at the job's very start.
+- A preempted job's steps get SIGCONT and SIGTERM, its batch script nothing; at the end of the grace both get them, and
+  after KillWait SIGKILL. The signal of `--signal` comes (instead of SIGTERM) under preempt_send_user_signal alone.
+- After a preemption, the loss of a node and `scontrol requeue` the job starts again, 120 s later unless AuthInfo has a
+  cred_expire, with SLURM_RESTART_COUNT; after a time limit it does not. Its former lives are PREEMPTED, NODE_FAIL and
+  REQUEUED, in sacct with --duplicates alone. The file of --output begins anew unless --open-mode=append.
+- A silent node is down after SlurmdTimeout and up to 30 s. If slurmd is back sooner, its lost jobs are RUNNING for some
+  30 s more. Where slurmd alone died, jobs go on.
+- A controller that is killed forgets what came after it last wrote its state, 5 s or more: a job that started since is
+  started once more, then held ("launch failed requeued held"), and its node drained ("Duplicate jobid"). A job whose
+  steps end while there is no controller stays in squeue (CG) up to a minute after it has COMPLETED.
+- A job of more memory than it asked for is FAILED with 0:9 and not OUT_OF_MEMORY, for there are no cgroups here; under
+  srun the step alone is killed, and the batch script goes on with srun's 137.
+- sinfo may call a node mixed minutes after its last job; `scontrol show node` does not.
+- Clients find slurmdbd's munge socket in AccountingStoragePass, not in AuthInfo.
 """
 
 from __future__ import annotations
@@ -16,29 +34,22 @@ import random
 import shutil
 import signal
 import socket
-import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from tests.slurm import processes
+from tests.slurm.client import PATH, Client
 from tests.slurm.configuration import Configuration, Ports, gres_conf, slurm_conf, slurmdbd_conf
-
-T = TypeVar("T")
+from tests.slurm.daemons import Daemons, SlurmError
 
 INSTALL = "apt-get install -y --no-install-recommends munge mariadb-server slurmctld slurmd slurmdbd slurm-client"
 PROGRAMS = ("munged", "mariadbd", "mariadb-install-db", "slurmdbd", "slurmctld", "slurmd", "sbatch", "sacctmgr")
-PATH = os.pathsep.join((os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"))
 NODES = ("n1", "n2")
-NOISE = (
-    "mpi/pmix",
-    "MPI:",
-    "Unauthorized credential",
-)  # plugins that are not installed, and what SLURM asks munge of old
+MARKER = "a-slurm-for-tests"  # in its folder, which is removed with all that it holds
 
 
 def missing() -> str:
@@ -51,23 +62,16 @@ def missing() -> str:
     return ""
 
 
-class SlurmError(RuntimeError):
-    """Something of SLURM failed; the message ends with what the logs said last."""
-
-
-class Machine:
+class Machine(Client):
     """Use it as a context manager, or call start and stop. What a killed owner left is ended by the next start."""
 
     def __init__(self, folder: Path | None = None, config: Configuration | None = None, owner: str = "") -> None:
-        self.folder = Path(folder).absolute() if folder else Path(tempfile.mkdtemp(prefix="ldn-slurm-", dir="/tmp"))
-        if len(str(self.folder)) > 60:  # sockets lie below it, and their paths end at 108
-            raise ValueError(f"the folder's path has to be shorter than 60 characters: {self.folder}")
+        folder = Path(folder).absolute() if folder else Path(tempfile.mkdtemp(prefix="ldn-slurm-", dir="/tmp"))
+        if len(str(folder)) > 60:  # sockets lie below it, and their paths end at 108
+            raise ValueError(f"the folder's path has to be shorter than 60 characters: {folder}")
+        super().__init__(folder, Daemons(folder, owner or processes.identity(os.getpid())))
         self.config = config or Configuration()
-        self.owner = owner or processes.identity(os.getpid())
-        self.conf = self.folder / "slurm.conf"
         self._host = socket.gethostname().partition(".")[0]
-        self._children: dict[str, subprocess.Popen[bytes]] = {}
-        self._complaint = ""  # of the client that was asked last
 
     def __enter__(self) -> Machine:
         return self.start()
@@ -83,10 +87,11 @@ class Machine:
         end_abandoned()
         if owners := {d.owner for d in processes.daemons() if d.folder == self.folder} - {processes.NOBODY}:
             raise ValueError(f"{self.folder} is in use by process {', '.join(sorted(owners))}")
+        remove(self.folder)
         try:
             self._start()
         except BaseException:
-            processes.end(self.folder)
+            self.stop()
             raise
         return self
 
@@ -95,9 +100,10 @@ class Machine:
         remove(self.folder)
 
     def _start(self) -> None:
-        remove(self.folder)
+        self.folder.mkdir(parents=True)
+        (self.folder / MARKER).touch()
         for name in ("log", "state", "munge", "database", "tmp", *(f"spool-{node}" for node in NODES)):
-            (self.folder / name).mkdir(parents=True)
+            (self.folder / name).mkdir()
         self._ports = _free_ports()
         self._write_configuration()
         self._start_munge()
@@ -148,7 +154,7 @@ class Machine:
 
     def stop_controller(self, kill: bool = False) -> None:
         """As an administrator does, or (kill) as a crash does."""
-        self._end_daemon("slurmctld", signal.SIGKILL if kill else signal.SIGTERM)
+        self.daemons.end("slurmctld", signal.SIGKILL if kill else signal.SIGTERM)
 
     def restart_controller(self, kill: bool = False) -> None:
         self.stop_controller(kill)
@@ -160,21 +166,20 @@ class Machine:
 
     def kill_node(self, node: str) -> None:
         """As if its power was cut: slurmd, its steps and their jobs are gone at once, and no one is told."""
-        self._children.pop(node, None)
-        processes.end(self.folder, node)
+        self.daemons.end_node(node)
 
     def kill_slurmd(self, node: str) -> None:
         """The daemon alone dies; the node's jobs go on."""
-        self._end_daemon(node, signal.SIGKILL)
+        self.daemons.end(node, signal.SIGKILL)
 
     def settle(self) -> None:
         """As after start: everything runs, no job is left, both nodes are idle."""
-        running = {d.name for d in processes.daemons() if d.folder == self.folder}
+        running = self.daemons.running()
         if "slurmdbd" not in running:
             self.start_accounting()
         if "slurmctld" not in running:
             self.start_controller()
-        for node in set(NODES) - running:
+        for node in set(NODES) - set(running):
             self.start_node(node)
         self.call("scancel", "--user=root")
         try:
@@ -188,7 +193,7 @@ class Machine:
             self.wait_until(self._is_settled, "no job is left")
 
     def stop_accounting(self) -> None:
-        self._end_daemon("slurmdbd", signal.SIGTERM)
+        self.daemons.end("slurmdbd", signal.SIGTERM)
 
     def start_accounting(self) -> None:
         self._spawn("slurmdbd", "-D")
@@ -212,79 +217,6 @@ class Machine:
         self.restart_controller()
         self.call("scontrol", "reconfigure")
 
-    # what a client does
-
-    def environment(self) -> dict[str, str]:
-        """Of a client: this SLURM, and nothing that another left."""
-        kept = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM", "SBATCH", "SACCT", "SQUEUE"))}
-        return kept | {"PATH": PATH, "SLURM_CONF": str(self.conf)}
-
-    def call(self, *command: str, timeout: float = 60, logs: bool = True) -> str:
-        """What the command prints; raises with what it complains of."""
-        line = " ".join(command)
-        try:
-            done = subprocess.run(command, env=self.environment(), capture_output=True, text=True, timeout=timeout)
-        except subprocess.TimeoutExpired as late:
-            raise SlurmError(f"no answer within {timeout} s of {line}\n{self.logs() if logs else ''}") from late
-        if done.returncode:
-            complaint = f"{line} failed with {done.returncode}: {done.stderr.strip()} {done.stdout.strip()}"
-            raise SlurmError(f"{complaint}\n{self.logs() if logs else ''}")
-        return done.stdout
-
-    def submit(self, script: str, *options: str) -> str:
-        """A batch job of these lines of bash; its id."""
-        output = f"--output={self.folder}/tmp/%j.out"
-        return self.call("sbatch", "--parsable", output, *options, f"--wrap={script}").strip()
-
-    def job(self, job: str) -> dict[str, str]:
-        """What slurmctld says of a job: JobState, Restarts, Reason, NodeList, ..."""
-        fields = self.call("scontrol", "show", "job", "--oneliner", job).split()
-        return dict(field.split("=", 1) for field in fields if "=" in field)
-
-    def accounted(self, job: str, *fields: str) -> list[tuple[str, ...]]:
-        """The rows of sacct, of all lives of a job that was requeued; steps are left out."""
-        options = ("--noheader", "--parsable2", "--allocations", "--duplicates")
-        lines = self.call("sacct", *options, f"--jobs={job}", f"--format={','.join(fields)}").splitlines()
-        return [tuple(line.split("|")) for line in lines]
-
-    def state(self, job: str) -> str:
-        """Of a job's newest life, as sacct says: PENDING, RUNNING, COMPLETED, ... or nothing, for a moment."""
-        rows = self.accounted(job, "State")
-        return rows[-1][0].split()[0] if rows else ""  # CANCELLED by 0
-
-    def wait_for(self, job: str, *states: str, timeout: float = 60) -> str:
-        """Until the job is in one of the states; which."""
-        what = f"job {job} is {' or '.join(states)}"
-        return self.wait_until(lambda: state if (state := self.state(job)) in states else "", what, timeout)
-
-    def node_state(self, node: str) -> str:
-        """IDLE, MIXED, DOWN+NOT_RESPONDING, IDLE+DRAIN, ... (sinfo may call a node mixed that has no job any more)."""
-        fields = self._answer("scontrol", "show", "node", "--oneliner", node).split()
-        return next((field.removeprefix("State=") for field in fields if field.startswith("State=")), "")
-
-    def wait_until(self, condition: Callable[[], T], what: str, timeout: float = 60, every: float = 0.2) -> T:
-        """The condition's value once it holds; raises, with the queue and the logs, when it does not in time."""
-        deadline = time.monotonic() + timeout
-        while not (value := condition()):
-            if ended := [name for name, child in self._children.items() if child.poll() is not None]:
-                raise SlurmError(f"{' and '.join(ended)} ended while waiting until {what}\n{self.logs()}")
-            if time.monotonic() > deadline:
-                complaint = self._complaint
-                queue = self._answer("squeue", "--all") + self._answer("sinfo", "--all")
-                raise SlurmError(f"not within {timeout:.0f} s: {what}\n{complaint}{queue}{self.logs()}")
-            time.sleep(every)
-        return value
-
-    def logs(self, lines: int = 12) -> str:
-        """The last lines of every daemon's log, or of what it printed before it had one."""
-        text = []
-        for printed in sorted((self.folder / "log").glob("*.out")):
-            log = printed.with_suffix(".log")
-            told = (log if log.exists() else printed).read_text(errors="replace").splitlines()
-            if last := [line for line in told if not any(noise in line for noise in NOISE)][-lines:]:
-                text.append("\n".join((f"-- {printed.stem}", *last)))
-        return "\n".join(text)
-
     # how
 
     def _serves(self, node: str) -> bool:
@@ -295,14 +227,6 @@ class Machine:
         idle = all(self.node_state(node) == "IDLE" for node in NODES)
         return idle and not self.call("squeue", "--noheader", logs=False).strip()
 
-    def _answer(self, *command: str) -> str:
-        """What the command prints, nothing where it fails: then it is asked again, and an error says why it failed."""
-        try:
-            answer, self._complaint = self.call(*command, logs=False), ""
-        except SlurmError as error:
-            answer, self._complaint = "", f"{error}\n"
-        return answer
-
     def _write_configuration(self) -> None:
         self.conf.write_text(slurm_conf(self.folder, self._host, self._ports, self.config))
         (self.folder / "gres.conf").write_text(gres_conf(self.config))
@@ -310,22 +234,7 @@ class Machine:
         (self.folder / "slurmdbd.conf").chmod(0o600)
 
     def _spawn(self, *command: str, name: str = "") -> None:
-        name = name or command[0]
-        marks = {processes.FOLDER: str(self.folder), processes.DAEMON: name, processes.OWNER: self.owner}
-        with (self.folder / "log" / f"{name}.out").open("ab") as log:
-            self._children[name] = subprocess.Popen(
-                command, env=self.environment() | marks, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                cwd=self.folder, start_new_session=True,  # a Ctrl-C in the terminal is for the tests
-            )  # fmt: skip
-
-    def _end_daemon(self, name: str, with_signal: signal.Signals) -> None:
-        running = [d.pid for d in processes.daemons() if d.folder == self.folder and d.name == name]
-        child = self._children.pop(name, None)
-        for pid in running:
-            os.kill(pid, with_signal)
-        if child:
-            child.wait(timeout=60)
-        self.wait_until(lambda: not any(processes.identity(pid) for pid in running), f"{name} has ended", timeout=60)
+        self.daemons.spawn(*command, environment=self.environment(), name=name)
 
 
 def end_abandoned() -> None:
@@ -335,6 +244,9 @@ def end_abandoned() -> None:
 
 
 def remove(folder: Path) -> None:
+    """Ends what runs in the folder, and removes it."""
+    if folder.exists() and not (folder / MARKER).exists() and any(folder.iterdir()):
+        raise ValueError(f"{folder} holds something else than a SLURM for tests")
     processes.end(folder)
     shutil.rmtree(folder, ignore_errors=True)
 
@@ -362,7 +274,7 @@ def main() -> int:
     elif chosen.command == "stop":
         machine.stop()
     else:
-        running = sorted(d.name for d in processes.daemons() if d.folder == machine.folder)
+        running = sorted(machine.daemons.running())
         if not running:
             print(f"# no SLURM runs in {machine.folder}")
             return 1

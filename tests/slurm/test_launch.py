@@ -150,9 +150,9 @@ def test_runs_that_are_disturbed_go_on_and_end_as_if_they_had_not_been(
 
 
 def test_a_time_limit_is_no_end(machine: Machine, tmp_path: Path) -> None:
-    long = study(arms={"ldn": with_field(LINEAR, "budget", type(LINEAR.budget)(seconds=80))}, factors={}, seeds=[0])
-    (array,) = submitted(tmp_path, long, Cluster(time="0:01:00", signal_delay=15, cpus=1, memory=3))
-    machine.wait_until(lambda: finished(tmp_path, long), "the run has ended", timeout=400)
+    long = study(arms={"ldn": with_field(LINEAR, "budget", type(LINEAR.budget)(seconds=100))}, factors={}, seeds=[0])
+    (array,) = submitted(tmp_path, long, Cluster(time="0:02:00", signal_delay=15, cpus=1, memory=3))
+    machine.wait_until(lambda: finished(tmp_path, long), "the run has ended", timeout=600)
     (attempts,) = lives(tmp_path, long)
     record = read_record(tmp_path / "runs", ids(long)[0])
     assert record is not None and record.status == "done" and len(attempts) >= 2, said(tmp_path)

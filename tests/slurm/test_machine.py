@@ -13,7 +13,8 @@ import pytest
 import submitit
 
 from tests.slurm import processes
-from tests.slurm.machine import NODES, Machine, SlurmError, end_abandoned
+from tests.slurm.daemons import SlurmError
+from tests.slurm.machine import NODES, Machine, end_abandoned
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -214,6 +215,15 @@ def test_time_limits(machine: Machine, noting: str, tmp_path: Path) -> None:
     lives, counted = zip(*counter.result(), strict=True)
     assert counted == tuple(range(50))
     assert set(lives) == {str(life) for life in range(int(lives[-1]) + 1)} and lives[-1] != "0"
+
+
+def test_a_folder_that_holds_something_else_is_left_alone(machine: Machine) -> None:
+    other = machine.folder / "tmp" / "other"
+    (other / "file").mkdir(parents=True)
+    for act in (Machine(other).start, Machine(other).stop):
+        with pytest.raises(ValueError, match="holds something else"):
+            act()
+    assert (other / "file").exists()
 
 
 @pytest.mark.parametrize("by", [signal.SIGINT, signal.SIGKILL])
