@@ -229,7 +229,7 @@ def tiles(width: int, dtype: torch.dtype) -> dict[str, int]:
 
 def _cut(qkv: Tensor, heads: int) -> tuple[int, int, tuple[int, ...], dict[str, int]]:
     """(chunks, programs, (H, chunks, tokens a chunk, N), tiles) of all kernels on this input."""
-    batch, tokens, width = qkv.shape[0], qkv.shape[1], qkv.shape[2] // (3 * heads)
+    batch, tokens, width = qkv.shape[0], qkv.shape[1], int(qkv.shape[2]) // (3 * heads)
     processors = torch.cuda.get_device_properties(qkv.device).multi_processor_count if qkv.is_cuda else 4
     chunks, length = split(batch * heads, tokens, width, processors)
     return chunks, batch * heads * chunks, (heads, chunks, length, tokens), tiles(width, qkv.dtype)
