@@ -115,7 +115,7 @@ def _submit(packed: list[Job], array: Array, folder: Path, cluster: Cluster) -> 
     write_json(home / "array.json", asdict(array))
     executor = submitit.SlurmExecutor(home, max_num_timeout=cluster.requeues)
     # what the job imports is the copy: not this folder, where a job would begin, nor what is installed
-    setup = [*cluster.setup, f"cd {_quoted(array.code)}", f"export PYTHONPATH={_quoted(array.code)}"]
+    setup = [*cluster.setup, f"cd {_quoted(array.code)} || exit 1", f"export PYTHONPATH={_quoted(array.code)}"]
     teardown = AGAIN.format(times=cluster.requeues).splitlines()
     extra = {"requeue": True, **cluster.sbatch}
     executor.update_parameters(**parameters, setup=setup, teardown=teardown, additional_parameters=extra)
