@@ -56,7 +56,7 @@ class Client:
         return [tuple(line.split("|")) for line in lines]
 
     def state(self, job: str) -> str:
-        """Of a job's newest life, as sacct says: PENDING, RUNNING, COMPLETED, ... or nothing, for a moment."""
+        """Of a job's newest life, as sacct says, seconds late: PENDING, RUNNING, COMPLETED, ... or nothing."""
         rows = self.accounted(job, "State")
         return rows[-1][0].split()[0] if rows else ""  # CANCELLED by 0
 

@@ -49,7 +49,8 @@ from tests.slurm.daemons import Daemons, SlurmError
 INSTALL = "apt-get install -y --no-install-recommends munge mariadb-server slurmctld slurmd slurmdbd slurm-client"
 PROGRAMS = ("munged", "mariadbd", "mariadb-install-db", "slurmdbd", "slurmctld", "slurmd", "sbatch", "sacctmgr")
 NODES = ("n1", "n2")
-MARKER = "a-slurm-for-tests"  # in its folder, which is removed with all that it holds
+MARKER = "a-slurm-for-tests"  # in its folder, which is removed with all that it holds; says the owner
+TEMPORARY = "ldn-slurm-"
 
 
 def missing() -> str:
@@ -66,7 +67,7 @@ class Machine(Client):
     """Use it as a context manager, or call start and stop. What a killed owner left is ended by the next start."""
 
     def __init__(self, folder: Path | None = None, config: Configuration | None = None, owner: str = "") -> None:
-        folder = Path(folder).absolute() if folder else Path(tempfile.mkdtemp(prefix="ldn-slurm-", dir="/tmp"))
+        folder = Path(folder).absolute() if folder else Path(tempfile.mkdtemp(prefix=TEMPORARY, dir="/tmp"))
         if len(str(folder)) > 60:  # sockets lie below it, and their paths end at 108
             raise ValueError(f"the folder's path has to be shorter than 60 characters: {folder}")
         super().__init__(folder, Daemons(folder, owner or processes.identity(os.getpid())))
@@ -100,8 +101,8 @@ class Machine(Client):
         remove(self.folder)
 
     def _start(self) -> None:
-        self.folder.mkdir(parents=True)
-        (self.folder / MARKER).touch()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / MARKER).write_text(self.daemons.owner)
         for name in ("log", "state", "munge", "database", "tmp", *(f"spool-{node}" for node in NODES)):
             (self.folder / name).mkdir()
         self._ports = _free_ports()
@@ -238,17 +239,26 @@ class Machine(Client):
 
 
 def end_abandoned() -> None:
-    """Ends the machines whose owners live no more."""
-    for folder in {d.folder for d in processes.daemons() if not processes.alive(d.owner)}:
-        remove(folder)
+    """Ends the machines whose owners live no more; also one that is half removed, and runs nothing."""
+    owners = {daemon.folder: daemon.owner for daemon in processes.daemons()}
+    for marker in Path("/tmp").glob(f"{TEMPORARY}*/{MARKER}"):
+        with contextlib.suppress(FileNotFoundError):  # another start is at it
+            owners[marker.parent] = marker.read_text()
+    for folder, owner in owners.items():
+        if owner and not processes.alive(owner):
+            remove(folder)
 
 
 def remove(folder: Path) -> None:
-    """Ends what runs in the folder, and removes it."""
-    if folder.exists() and not (folder / MARKER).exists() and any(folder.iterdir()):
-        raise ValueError(f"{folder} holds something else than a SLURM for tests")
+    """Ends what runs in the folder, and removes it; but never one that holds something else."""
     processes.end(folder)
-    shutil.rmtree(folder, ignore_errors=True)
+    if (folder / MARKER).exists():
+        for child in folder.iterdir():
+            if child.is_dir():
+                shutil.rmtree(child, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)  # with the marker, for what is half removed is to be found
+    elif folder.exists() and any(folder.iterdir()):
+        raise ValueError(f"{folder} holds something else than a SLURM for tests")
 
 
 def _free_ports() -> Ports:

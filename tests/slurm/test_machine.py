@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import submitit
 
 from tests.slurm import processes
 from tests.slurm.daemons import SlurmError
-from tests.slurm.machine import NODES, Machine, end_abandoned
+from tests.slurm.machine import MARKER, NODES, TEMPORARY, Machine, end_abandoned, remove
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -94,7 +95,8 @@ def test_a_higher_partition_preempts(machine: Machine, noting: str, tmp_path: Pa
     machine.wait_until(lambda: notes(tmp_path, "start"), "the lower job runs")
     high = machine.submit("sleep 1", "--partition=high", *whole)
     machine.wait_until(lambda: notes(tmp_path, "SIGTERM"), "the lower job is told", timeout=10)
-    assert machine.state(low) == "RUNNING" and machine.job(high)["JobState"] == "PENDING"  # for the time of grace
+    states = [machine.job(job)["JobState"] for job in (low, high)]
+    assert states == ["RUNNING", "PENDING"]  # for the time of grace
     machine.wait_for(high, "COMPLETED", timeout=90)
     machine.wait_for(low, "COMPLETED")
     assert machine.accounted(low, "State") == [("PREEMPTED",), ("COMPLETED",)]
@@ -224,6 +226,15 @@ def test_a_folder_that_holds_something_else_is_left_alone(machine: Machine) -> N
         with pytest.raises(ValueError, match="holds something else"):
             act()
     assert (other / "file").exists()
+
+
+def test_the_folder_of_a_machine_that_died_while_it_was_removed_goes_too(machine: Machine) -> None:
+    left, used = (Path(tempfile.mkdtemp(prefix=TEMPORARY, dir="/tmp")) for _ in range(2))
+    (left / MARKER).write_text("1:0")  # process 1 did not start at 0
+    (used / MARKER).write_text(processes.identity(os.getpid()))
+    end_abandoned()
+    assert not left.exists() and used.exists() and machine.folder.exists()
+    remove(used)
 
 
 @pytest.mark.parametrize("by", [signal.SIGINT, signal.SIGKILL])
