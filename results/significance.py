@@ -29,8 +29,8 @@ def over_examples(runs: Path, frame: pd.DataFrame) -> pd.DataFrame:
     """For each arm, how its difference in test accuracy depends on the examples tested; COLUMNS, indexed by arm.
 
     Over the seeds that are done of both the arm and its reference, where each of these runs has stored predictions of
-    the same examples; NaN elsewhere, and for all if the frame has more than MOST_RUNS runs. `mcnemar_p` is of mid-p,
-    the seeds' combined.
+    the same examples; NaN elsewhere, and for all if the frame has more than MOST_RUNS runs. `mcnemar_p` is
+    two-sided, of all seeds together.
     """
     arms = frame["arm"].cat.categories
     table = pd.DataFrame(math.nan, pd.CategoricalIndex(arms, arms, ordered=True, name="arm"), list(COLUMNS))
@@ -47,8 +47,7 @@ def over_examples(runs: Path, frame: pd.DataFrame) -> pd.DataFrame:
             continue
         ours, theirs = np.stack([a.right for a, _ in known]), np.stack([b.right for _, b in known])
         boot = statistics.bootstrap(ours, theirs, CONFIDENCE)
-        each = [statistics.mcnemar(a, b)[3] for a, b in zip(ours, theirs, strict=True)]
-        table.loc[arm] = [boot.low, boot.high, boot.p, statistics.combined(each)]
+        table.loc[arm] = [boot.low, boot.high, boot.p, statistics.mcnemar_over_seeds(ours, theirs)]
     return table
 
 
@@ -89,11 +88,13 @@ def section(gathered: Gathered) -> Section | None:
             "bootstrap": _ps(tested),
             "bootstrap, Holm": _ps(holm_within(compared["reference"], tested)),
             "McNemar": _ps(compared["mcnemar_p"]),
+            "McNemar, Holm": _ps(holm_within(compared["reference"], compared["mcnemar_p"].to_numpy())),
         }
         text.append(
             "Over test examples: what would change if others had been tested, these trained weights given; it knows "
             "nothing of other seeds. Percentile interval and two-sided p of a paired bootstrap (10,000 draws of "
-            "examples, the same for both arms and all seeds), and McNemar's mid-p (of several seeds, twice the median)."
+            "examples, the same for both arms and all seeds), and McNemar's mid-p (of several seeds twice the median, "
+            "taken in each direction, so that seeds which contradict each other are no difference)."
         )
     elif len(gathered.frame) > MOST_RUNS:
         text.append(f"Stored predictions are not compared in a study of more than {MOST_RUNS:,} runs.")

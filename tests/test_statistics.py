@@ -180,18 +180,34 @@ def test_under_the_null_one_comparison_in_twenty_alarms_at_most() -> None:
     assert at_most(int(((interval.low > 0) | (interval.high < 0)).sum()))
 
 
+def of_seeds(*tables: tuple[int, int, int, int]) -> float:
+    ours, theirs = zip(*(answered(*table) for table in tables), strict=True)
+    return statistics.mcnemar_over_seeds(np.stack(ours), np.stack(theirs))
+
+
+def test_mcnemars_test_over_seeds_knows_directions() -> None:
+    up, down = (900, 60, 20, 20), (900, 20, 60, 20)
+    alone = statistics.mcnemar(*answered(*up))[3]
+    assert alone < 1e-5
+    assert of_seeds(up) == of_seeds(down) == pytest.approx(alone)
+    assert of_seeds(up, up, up) == of_seeds(down, down, down) == pytest.approx(2 * alone)
+    assert of_seeds(up, down) == 1  # two seeds that contradict each other are no difference
+    assert of_seeds(up, down, (940, 20, 20, 20)) == 1
+    assert of_seeds(up, up, down) == pytest.approx(2 * alone)  # the median's direction
+
+
 def test_under_the_null_bootstrap_and_mcnemar_keep_their_level() -> None:
     random = np.random.default_rng(2)
-    boots, exact, mid, combined = [], [], [], []
+    boots, exact, mid, seeds = [], [], [], []
     for _ in range(STUDIES):
         hard = random.random(400) * 0.6 + 0.2  # an example is as hard for both
         ours, theirs = random.random((2, 3, 400)) < hard
         boots.append(statistics.bootstrap(ours, theirs, draws=1_000).p)
-        tests = [statistics.mcnemar(a, b) for a, b in zip(ours, theirs, strict=True)]
-        exact.append(tests[0][2])
-        mid.append(tests[0][3])
-        combined.append(statistics.combined([test[3] for test in tests]))
-    for p in (boots, exact, mid, combined):
+        test = statistics.mcnemar(ours[0], theirs[0])
+        exact.append(test[2])
+        mid.append(test[3])
+        seeds.append(statistics.mcnemar_over_seeds(ours, theirs))
+    for p in (boots, exact, mid, seeds):
         assert at_most(int((np.array(p) <= 0.05).sum()))
 
 
