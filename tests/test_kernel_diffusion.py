@@ -195,6 +195,19 @@ def test_strided_and_expanded_inputs_and_gradients(device: str) -> None:
     torch.testing.assert_close(fused(case, [one_for_all, weights, rate]), plain(case, [one_for_all, weights, rate]))
 
 
+def test_strided_coefficients(device: str) -> None:
+    case = Case((11,), dilations=(1, 2), width=6, rate=(0, 0, 0), batch=1)
+    x, weights, rate = (tensor.detach() for tensor in case.tensors(device, torch.float32))
+    apart = [torch.stack([t, t.flip(-1)], dim=-1).flatten(-2)[..., ::2].requires_grad_() for t in (weights, rate)]
+    assert not any(tensor.is_contiguous() for tensor in apart)
+    results = [
+        values_and_gradients(fused, case, [x.requires_grad_(), *given])
+        for given in (apart, case.tensors(device, torch.float32)[1:])
+    ]
+    for one, other in zip(*results, strict=True):
+        assert torch.equal(one, other)
+
+
 def test_the_same_input_gives_the_same_bits(device: str) -> None:
     case = CASES["walls and rates of tokens"]
     tensors = case.tensors(device, torch.float16)

@@ -1,4 +1,8 @@
-"""A tile's S diffusion steps, and their gradients: two kernels, made of what `ldn.kernels.rows` does row by row."""
+"""A tile's S diffusion steps, and their gradients: two kernels, made of what `ldn.kernels.rows` does row by row.
+
+Both take the states' steps, written out in each: Triton 3.6 hands no tuple of constants (the pairs of edges, the
+dilations) on to another function.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +24,7 @@ from ldn.kernels.rows import (
     sums,
     within,
     zeros,
-)  # fmt: skip
+)
 
 
 @triton.jit
@@ -39,16 +43,16 @@ def _coefficients(
 
 @triton.jit
 def _rates(
-    rate, inside, y0, x0, D, stride_y, stride_x, channels, SY: tl.constexpr, SX: tl.constexpr, TY: tl.constexpr,
-    TX: tl.constexpr, UP: tl.constexpr, DOWN: tl.constexpr, LEFT: tl.constexpr, RIGHT: tl.constexpr, F: tl.constexpr,
-    OF_TOKENS: tl.constexpr, OF_CHANNELS: tl.constexpr,
+    rate, inside, y0, x0, D, stride_y, stride_x, stride_d, channels, SY: tl.constexpr, SX: tl.constexpr,
+    TY: tl.constexpr, TX: tl.constexpr, UP: tl.constexpr, DOWN: tl.constexpr, LEFT: tl.constexpr, RIGHT: tl.constexpr,
+    F: tl.constexpr, OF_TOKENS: tl.constexpr, OF_CHANNELS: tl.constexpr,
 ):  # fmt: skip
     """The rates of the tokens, where they have their own: rows, or a number each."""
     found = ()
     if OF_TOKENS:
         if OF_CHANNELS:
             found = load(
-                rate + channels, inside, y0, x0, D, stride_y, stride_x, channels, SY, SX, TY, TX,
+                rate + channels * stride_d, inside, y0, x0, D, stride_y, stride_x, channels, SY, SX, TY, TX,
                 UP, DOWN, LEFT, RIGHT, F, F, True,
             )  # fmt: skip
         else:
@@ -108,7 +112,7 @@ def forward_kernel(
                 conductance, inside, y0, x0, W, E, SY, SX, TY, TX, UP, DOWN, LEFT, RIGHT, F, CONDUCTING
             )
             rates = _rates(
-                rate, inside, y0, x0, D, r_y, r_x, channels, SY, SX, TY, TX, UP, DOWN, LEFT, RIGHT, F,
+                rate, inside, y0, x0, D, r_y, r_x, r_d, channels, SY, SX, TY, TX, UP, DOWN, LEFT, RIGHT, F,
                 OF_TOKENS, OF_CHANNELS,
             )  # fmt: skip
             rows = load(x, inside, y0, x0, D, x_y, x_x, channels, SY, SX, TY, TX, UP, DOWN, LEFT, RIGHT, F, F, MASKED)
@@ -197,7 +201,7 @@ def backward_kernel(
                     conductance, inside, y0, x0, W, E, SY, SX, TY, TX, UP, DOWN, LEFT, RIGHT, F, CONDUCTING
                 )
                 rates = _rates(
-                    rate, inside, y0, x0, D, r_y, r_x, channels, SY, SX, TY, TX, UP, DOWN, LEFT, RIGHT, F,
+                    rate, inside, y0, x0, D, r_y, r_x, r_d, channels, SY, SX, TY, TX, UP, DOWN, LEFT, RIGHT, F,
                     OF_TOKENS, OF_CHANNELS,
                 )  # fmt: skip
                 grads = load(
