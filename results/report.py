@@ -46,7 +46,10 @@ class Report:
 
 
 def write_report(runs: Path, study: str, out: Path) -> Report:
-    """Gather a study (its name, or its file) from `runs` and write its report into `out/<name>`."""
+    """Gather a study (its name, or its file) from `runs` and write its report into `out/<name>`.
+
+    Raises OSError before any work if there can be no such folder.
+    """
     with _uncollected():
         return _write_report(runs, study, out)
 
@@ -65,6 +68,8 @@ def _uncollected() -> Iterator[None]:
 
 def _write_report(runs: Path, study: str, out: Path) -> Report:
     manifest = manifest_of(runs, study)
+    folder = out / manifest.study
+    folder.mkdir(parents=True, exist_ok=True)
     metric = manifest.metric
     records: dict[str, RunRecord] = {}
     frame = gather(runs, study, records)
@@ -103,7 +108,6 @@ def _write_report(runs: Path, study: str, out: Path) -> Report:
             content |= {f"{name}.{kind}": figures.encode(figure, kind) for kind in ("png", "pdf")}
     for section in sections:
         content |= {f"{name}.csv": printed.to_csv(index=False).encode() for name, printed in section.tables.items()}
-    folder = out / manifest.study
     pixels = {name.removesuffix(".png"): data for name, data in content.items() if name.endswith(".png")}
     content["report.html"] = html_page(gathered, folder, others, why, said, drawn, pixels, sections).encode()
     for name, data in content.items():

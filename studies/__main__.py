@@ -268,6 +268,7 @@ def bench(
     from studies import kernels, subjects
     from studies.bench import bench as measure
     from studies.bench import settings
+    from studies.display import said_meanwhile
 
     how = settings(device, threads, compile, seconds, longest)
     size = batch or (1 if how.device == "cpu" else 8)
@@ -283,8 +284,8 @@ def bench(
         chosen = subjects.of_study(catalogue.load(path), subjects.parse_lengths(lengths), size)
     if not chosen:
         raise ValueError("there is nothing to measure: give --lengths, or a study")
-    with console.status("") as shown:
-        records = measure(chosen, how, runs, lambda line: shown.update(escape(line)))
+    with said_meanwhile(console) as say:
+        records = measure(chosen, how, runs, say)
     if name == kernels.NAME:
         frame = kernel_frame(records)
         print_kernels(console, frame, write_kernels(frame, out / f"bench-{kernels.NAME}"))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
@@ -83,3 +85,13 @@ def winners(found: TuningRecord) -> Table:
         counts = ", ".join(f"{number} {status}" for status, number in arm["counts"].items())
         table.add_row(escape(label), best, escape(values), counts, ", ".join(arm["left_out"]))
     return table
+
+
+@contextmanager
+def said_meanwhile(console: Console) -> Iterator[Callable[[str], None]]:
+    """Say what long work is at: in one line that changes or, where there is no terminal, line after line."""
+    if console.is_terminal:
+        with console.status("") as shown:
+            yield lambda line: shown.update(escape(line))
+    else:
+        yield lambda line: console.print(line, style="dim", markup=False, highlight=False)

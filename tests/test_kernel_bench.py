@@ -186,6 +186,7 @@ def test_operators_are_benched_by_their_name(quick: None, tmp_path: Path, monkey
     said = CliRunner().invoke(app, ["bench", "operators", *options], env={"COLUMNS": "140"})
     assert said.exit_code == 0, (said.output, said.exception)
     assert "multiscale S=4" in said.output and "not measured on a GPU" in said.output
+    assert "subjects at 32 tokens" in said.output  # without a terminal, a line for each thing it is at
     folder = Path("reports/bench-operators")
     assert {path.name for path in folder.iterdir()} == {
         "table.md", "kernels.csv", "copy_share.png", "copy_share.pdf",

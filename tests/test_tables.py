@@ -13,6 +13,7 @@ import pytest
 from results import tables
 from results.apart import apart, sources
 from results.effects import section
+from results.figures.factors import factor_grid
 from results.notes import bold_means, caption, legend, notes, reasons
 from results.record import Manifest, run_folder
 from results.section import Gathered
@@ -228,6 +229,16 @@ def test_a_crossed_study_has_effects_heat_map_and_importances() -> None:
     annotated = [text.get_text() for text in made.figures["factors"].axes[0].texts]
     assert len(annotated) == 6
     assert all(text.endswith("n = 4") for text in annotated)
+
+
+def test_levels_that_are_numbers_ascend_in_a_heat_map() -> None:
+    """The reference's level, 2, is first in a grid; the words stay in the study's order."""
+    y = np.array([[[0.2, 0.3], [0.1, 0.15], [0.8, 0.9]]])
+    figure = factor_grid({"steps": ["2", "1", "16"], "kernel": ["b", "a"]}, y, "test.accuracy")
+    axes = figure.axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["1", "2", "16"]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["b", "a"]
+    assert [text.get_text().split()[0] for text in axes.texts] == ["10.0", "15.0", "20.0", "30.0", "80.0", "90.0"]
 
 
 def test_missing_cells_are_counted_and_other_designs_have_no_effects() -> None:

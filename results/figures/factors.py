@@ -22,8 +22,10 @@ MOST_EFFECTS = 40
 def factor_grid(levels: dict[str, list[str]], y: np.ndarray, metric: str) -> Figure:
     """Heat maps of y (seeds, levels of A, levels of B, ...): the mean of each pair of levels, and of how many runs.
 
-    Of more than two factors every pair has a panel, averaged over the others; grey where there is no result.
+    Of more than two factors every pair has a panel, averaged over the others; grey where there is no result. Levels
+    that are numbers ascend, whichever is the reference's.
     """
+    levels, y = _ascending(levels, y)
     pairs = list(itertools.combinations(levels, 2))
     shown, left_out = pairs[:MOST_PAIRS], pairs[MOST_PAIRS:]
     maps = [_pair_means(list(levels), y * scale(metric), *pair) for pair in shown]
@@ -53,6 +55,17 @@ def factor_grid(levels: dict[str, list[str]], y: np.ndarray, metric: str) -> Fig
             bar = figure.colorbar(colours, ax=panels, label=title(metric), aspect=25, shrink=0.9)
             bar.outline.set_visible(False)
     return say_absent(figure, (f"{a} × {b}" for a, b in left_out), f"more than {MOST_PAIRS} pairs")
+
+
+def _ascending(levels: dict[str, list[str]], y: np.ndarray) -> tuple[dict[str, list[str]], np.ndarray]:
+    ordered = {}
+    for axis, (name, labels) in enumerate(levels.items(), start=1):
+        try:
+            order = np.argsort([float(label) for label in labels], kind="stable")
+        except ValueError:  # words stay in the study's order
+            order = np.arange(len(labels))
+        ordered[name], y = [labels[i] for i in order], np.take(y, order, axis)
+    return ordered, y
 
 
 def importance(effects: pd.DataFrame, shares: pd.DataFrame, metric: str) -> Figure:
