@@ -18,8 +18,18 @@ def test_a_link_leads_to_a_file(link):
     assert (ROOT / link).exists()
 
 
+EXAMPLES = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+
+
+def test_the_example_of_a_model_runs():
+    (example,) = [one for one in EXAMPLES if "logits" in one]
+    names = {}
+    exec(example, names)
+    assert names["logits"].shape == (8, 10) and names["logits"].isfinite().all()
+
+
 def test_the_example_is_a_study(tmp_path):
-    (example,) = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+    (example,) = [one for one in EXAMPLES if "STUDY" in one]
     path = tmp_path / "depth.py"
     path.write_text(example)
     assert len(catalogue.load(path).expanded()) == 9

@@ -99,7 +99,7 @@ def plan(
         return None
     count, _, passes = best[-1]
     most = MOST_BACKWARD if backward else MOST_FORWARD
-    kept = ", ".join(f"{len(p.dilations)} on every {p.stride}. token in {p.registers}" for p in passes)
+    kept = ", ".join(f"{len(p.dilations)} of stride {p.stride} in {p.registers}" for p in passes)
     return Plan(passes, f"{len(dilations)} steps in {count} passes, {most} registers at most: {kept}")
 
 
