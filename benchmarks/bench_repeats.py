@@ -2,8 +2,9 @@
 
     python -m benchmarks.bench_repeats
 
-Runs `bench` twice, one after the other, on a few models at two lengths, and compares the ratios of medians to those of
-LDN at the same length and pass. Only ratios inside one run are compared: on a shared machine nothing else repeats.
+Runs `bench` twice, one after the other, on a few models at two lengths, and compares the ratios to LDN at the same
+length and pass. Only ratios inside one run are compared, each the median over turns of two blocks timed one shortly
+after the other: on a shared machine, whose speed changes within a run, nothing else repeats.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import median
 
 import torch
 
@@ -35,10 +37,12 @@ def ratios(subjects: Sequence[Subject], seconds: float) -> dict[Case, float]:
     lacking = [f"{record.label}: {record.reason}" for record in records if record.status != "done"]
     if lacking:
         raise RuntimeError(f"not everything was measured; {'; '.join(lacking)}")
-    medians = {(record.label, record.tokens, record.work): record.median for record in records}
+    blocks = {(record.label, record.tokens, record.work): record.seconds for record in records}
     return {
-        (label, tokens, work): seconds / medians[REFERENCE, tokens, work]
-        for (label, tokens, work), seconds in medians.items()
+        (label, tokens, work): median(
+            theirs / ours for theirs, ours in zip(seconds, blocks[REFERENCE, tokens, work], strict=False)
+        )
+        for (label, tokens, work), seconds in blocks.items()
         if label != REFERENCE
     }
 

@@ -103,7 +103,7 @@ def can_show(summary: pd.DataFrame) -> bool:
 
 def number(p: float) -> str:
     """A p as it is printed: two digits, never 0."""
-    return "" if math.isnan(p) else f"{p:.2g}" if p >= 1e-4 else f"{p:.0e}"
+    return "" if math.isnan(p) else f"{p:.2g}" if p >= 1e-4 else f"{p:.0e}" if p >= 1e-16 else "< 1e-16"
 
 
 def notes(frame: pd.DataFrame) -> list[str]:

@@ -313,14 +313,14 @@ def unfinished(runs: Path, run_id: str) -> tuple[str, str]:
     folder = run_folder(runs, run_id)
     progress = read_json(folder / "progress.json", "it is written anew when the run goes on")
     where = f"at step {progress['step']} ({progress['done']:.0%})" if progress else "before its first report"
-    if _is_held(folder / "lock"):
+    if is_held(folder / "lock"):
         return "running", f"running, {where}"
     if progress or (folder / "checkpoint.pt").exists():
         return "stopped", f"stopped {where}"
     return "missing", "not run yet"
 
 
-def _is_held(lock: Path) -> bool:
+def is_held(lock: Path) -> bool:
     """Whether a process holds this lock, as it does while it trains; the system frees the lock of one that died."""
     try:
         with lock.open() as file:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -74,8 +74,7 @@ def show(name: Name, runs: Runs = Path("runs")) -> None:
         console.print(f"not tuned yet: `python -m studies tune {name}` searches each arm's settings", highlight=False)
 
 
-On = Annotated[Literal["local", "inline"], typer.Option(help="A pool of processes, or this process.")]
-Where = Annotated[
+On = Annotated[
     Literal["local", "inline", "slurm"], typer.Option("--on", help="A pool of processes, this process, or a cluster.")
 ]
 Slots = Annotated[int | None, typer.Option(min=1, help="Runs at a time; by default one a core or GPU.")]
@@ -83,20 +82,22 @@ Threads = Annotated[int, typer.Option(min=1, help="CPU threads of a run; part of
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Compile = Annotated[bool, typer.Option("--compile", help="Train under torch.compile.")]
 Retry = Annotated[bool, typer.Option("--retry", help="Run again what failed or diverged.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="With --on slurm: only say what would be done.")]
+Slurm = Annotated[Path, typer.Option(help="What to ask of SLURM.", envvar="LDN_SLURM")]
 Data = Annotated[Path, typer.Option(help="Where data sets lie.", envvar="LDN_DATA")]
 
 
 @app.command()
 def run(
     name: Name,
-    on: Where = "local",
+    on: On = "local",
     slots: Slots = None,
     threads: Threads = 1,
     device: Device = "auto",
     compile: Compile = False,
     retry: Retry = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="With --on slurm: only say what would be done.")] = False,
-    slurm: Annotated[Path, typer.Option(help="What to ask of SLURM.", envvar="LDN_SLURM")] = Path("slurm.toml"),
+    dry_run: DryRun = False,
+    slurm: Slurm = Path("slurm.toml"),
     runs: Runs = Path("runs"),
     data: Data = Path("data"),
     out: Annotated[Path, typer.Option(help="Where reports are written.", envvar="LDN_REPORTS")] = Path("reports"),
@@ -107,18 +108,16 @@ def run(
     """
     from results.report import print_report, write_report
     from studies.drive import drive
-    from studies.executors import places
+    from studies.train import Place
 
     path = catalogue.source(name)
-    study = catalogue.load(path)
+    study, place = catalogue.load(path), Place(runs, data, device, threads, compile)
     if on == "slurm":
         from studies.cluster import read_cluster
         from studies.plan import described
         from studies.slurm import launch
-        from studies.train import Place
 
-        place, facts = Place(runs, data, device, threads, compile), read_cluster(slurm)
-        asked = launch(study, path.stem, declared_by(path), facts, place, slots, retry, dry_run)
+        asked = launch(study, path.stem, declared_by(path), read_cluster(slurm), place, slots, retry, dry_run)
         for line in described(asked, path.stem):
             console.print(line, highlight=False, markup=False, soft_wrap=True)
         say_notes(asked.notes, "")
@@ -127,9 +126,8 @@ def run(
         return
     if dry_run:
         raise ValueError("--dry-run plans jobs for --on slurm; `python -m studies show` says what a study runs")
-    where = places(runs, data, device, 1 if on == "inline" else slots, threads, compile)
-    with attended(on, where, path.stem) as (executor, display, stopping):
-        tally = drive(study, path.stem, declared_by(path), runs, executor, display, stopping, retry)
+    with attended(runs, path.stem) as (shown, stopping), closing(here(on, place, slots, shown, stopping)) as executor:
+        tally = drive(study, path.stem, declared_by(path), runs, executor, shown, stopping, retry)
     say_notes(tally.notes, tally.fatal)
     print_report(console, write_report(runs, path.stem, out))
     left = tally.cells - tally.done - tally.failed
@@ -149,20 +147,46 @@ def tune(
     device: Device = "auto",
     compile: Compile = False,
     retry: Retry = False,
+    detach: Annotated[bool, typer.Option("--detach", help="With --on slurm: drive it from a job, and return.")] = False,
+    dry_run: DryRun = False,
+    slurm: Slurm = Path("slurm.toml"),
     runs: Runs = Path("runs"),
     data: Data = Path("data"),
 ) -> None:
-    """Search every arm's settings on validation; `run` then uses them. Ctrl-C stops; calling again goes on."""
+    """Search every arm's settings on validation; `run` then uses them. Ctrl-C stops; calling again goes on.
+
+    With --on slurm workers in jobs train what this process, or with --detach a job, asks for.
+    """
     from studies.display import winners
     from studies.drive import tune
-    from studies.executors import places
+    from studies.train import Place
     from studies.tuning import freeze, left
 
     path = catalogue.source(name)
-    study = catalogue.declared(path)
-    where = places(runs, data, device, 1 if on == "inline" else slots, threads, compile)
-    with attended(on, where, path.stem) as (executor, display, stopping):
-        tally, found = tune(study, path.stem, declared_by(path), runs, executor, display, stopping, retry)
+    study, place = catalogue.declared(path), Place(runs, data, device, threads, compile)
+    if on == "slurm":
+        from studies.cluster import read_cluster
+        from studies.workers import Workers, detached, foreseen
+
+        facts = read_cluster(slurm)
+        for line in foreseen(study, path.stem, facts, place, slots):
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
+        if dry_run or detach:
+            after = "nothing was submitted"
+            if not dry_run:
+                job = detached(study, path.stem, declared_by(path), path, facts, place, slots, retry)
+                after = f"driven by job {job}; `python -m studies status {name}` shows how far it is"
+            console.print(f"[dim]{escape(after)}[/]", highlight=False)
+            return
+    elif dry_run or detach:
+        raise ValueError("--dry-run and --detach are for --on slurm")
+    with attended(runs, path.stem) as (display, stopping):
+        on_cluster = on == "slurm"
+        made = (
+            Workers(study, path.stem, facts, place, slots) if on_cluster else here(on, place, slots, display, stopping)
+        )
+        with closing(made) as executor:
+            tally, found = tune(study, path.stem, declared_by(path), runs, executor, display, stopping, retry)
     say_notes(tally.notes, tally.fatal)
     console.print(winners(found))
     if missing := left(found):
@@ -173,10 +197,9 @@ def tune(
 
 
 @contextmanager
-def attended(on: str, where: list[Place], title: str) -> Iterator[tuple[Executor, Display, Callable[[], bool]]]:
-    """What trains, what is shown meanwhile, and whether Ctrl-C or a SIGTERM has asked to stop."""
+def attended(runs: Path, title: str) -> Iterator[tuple[Display, Callable[[], bool]]]:
+    """What is shown meanwhile, and whether Ctrl-C or a SIGTERM has asked to stop."""
     from studies.display import Display
-    from studies.executors import Inline, Local
 
     asked: list[int] = []
 
@@ -186,12 +209,17 @@ def attended(on: str, where: list[Place], title: str) -> Iterator[tuple[Executor
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, ask)
-    with Display(console, where[0].runs, title) as display:
-        executor: Executor = Local(where) if on == "local" else Inline(where[0], display.refresh, lambda: bool(asked))
-        try:
-            yield executor, display, lambda: bool(asked)
-        finally:
-            executor.close()
+    with Display(console, runs, title) as display:
+        yield display, lambda: bool(asked)
+
+
+def here(on: str, place: Place, slots: int | None, display: Display, stopping: Callable[[], bool]) -> Executor:
+    """What trains on this machine. Raises ValueError where it has no such device."""
+    from studies.executors import Inline, Local, places
+
+    count = 1 if on == "inline" else slots
+    where = places(place.runs, place.data, place.device, count, place.threads, place.compile)
+    return Local(where) if on == "local" else Inline(where[0], display.refresh, stopping)
 
 
 def declared_by(path: Path) -> str:
@@ -202,7 +230,7 @@ def say_notes(notes: list[str], fatal: str) -> None:
     for note in notes:
         console.print(f"[yellow]{escape(note)}[/]")
     if fatal:
-        refuse(f"{fatal}; make room and call again, nothing that was finished is lost")
+        refuse(f"{fatal}; nothing that was finished is lost, the same command goes on from here")
 
 
 @app.command()
@@ -219,11 +247,11 @@ def status(
 
 
 @app.command()
-def cancel(name: Name) -> None:
-    """Take a study's jobs out of SLURM's queue; `run NAME --on slurm` goes on from the checkpoints."""
+def cancel(name: Name, runs: Runs = Path("runs")) -> None:
+    """Take a study's jobs out of SLURM's queue, its search's too; the same command goes on from the checkpoints."""
     from studies.jobs import cancel
 
-    console.print(f"{cancel(catalogue.source(name).stem)} jobs cancelled", highlight=False)
+    console.print(f"{cancel(runs, catalogue.source(name).stem)} jobs cancelled", highlight=False)
 
 
 @app.command()

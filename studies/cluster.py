@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 import tomllib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 from ldn.config import AtLeast, Config, refuse_unknown
 
 TIME = re.compile(r"(?:(?P<days>\d+)-)?(?P<hours>\d+)(?::(?P<minutes>\d\d))?(?::(?P<seconds>\d\d))?")
+
+DRIVER_MEMORY = 4  # GB
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +23,7 @@ class Cluster(Config):
     one after another (by default one a GPU, or as many as the CPUs have room for). `parallel` jobs of an array run at
     once. `signal_delay` seconds before its time is over a job is told to write its checkpoints and is queued again, at
     most `requeues` times. `setup` are lines of shell that a job begins with, `sbatch` any further options of sbatch.
+    `driver` holds what the job of a search's driver wants different: it asks for one CPU and no GPU.
     """
 
     partition: str | None = None
@@ -38,9 +41,13 @@ class Cluster(Config):
     requeues: Annotated[int, AtLeast(0)] = 100
     setup: tuple[str, ...] = ()
     sbatch: dict = field(default_factory=dict)
+    driver: dict = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if "driver" in self.driver:
+            raise ValueError("[driver] cannot hold a further driver")
+        refuse_unknown(Cluster, self.driver)
         if self.minutes * 60 <= self.signal_delay:
             raise ValueError(
                 f"time {self.time} is no longer than signal_delay, {self.signal_delay} s: a job would stop as it starts"
@@ -60,6 +67,17 @@ class Cluster(Config):
     def slots_for(self, threads: int) -> int:
         """How many runs a job trains at a time."""
         return self.slots or self.gpus or max(1, self.cpus // threads)
+
+    def for_driver(self) -> Cluster:
+        """What the job of a search's driver asks for."""
+        little: dict[str, Any] = {
+            "gpus": 0,
+            "cpus": 1,
+            "memory": DRIVER_MEMORY if self.memory else None,
+            "sbatch": {},
+            "driver": {},
+        }
+        return replace(self, **{**little, **self.driver})
 
     def parameters(self, name: str) -> dict[str, Any]:
         """What submitit is told of a job, by its own names."""

@@ -141,6 +141,7 @@ def _drain(
     """Keep every slot busy until there is nothing left to run, or until `stopping`."""
     running: dict[str, list[tuple[T, Cell]]] = {}  # by run id: two cells may share one
     asked_to_stop = False
+    executor.begin()
     executor.attend(jobs.look)
     while True:
         if (stopping() or tally.fatal) and not asked_to_stop:

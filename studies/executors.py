@@ -40,6 +40,10 @@ class Ended:
 
 
 class Executor(ABC):
+    def begin(self) -> None:
+        """Called once, before all else, by a driver that has the study to itself."""
+        return
+
     @abstractmethod
     def free(self) -> int:
         """How many runs may be submitted now."""
@@ -229,7 +233,7 @@ def _train(spec: RunSpec, place: Place, stopping: Callable[[], bool], tick: Call
         return Ended(spec.run_id, stopped=True)
     except OSError as error:
         where = error.filename or run_folder(place.runs, spec.run_id)
-        return Ended(spec.run_id, error=f"{error.strerror}: {where}", fatal=True)
+        return Ended(spec.run_id, error=f"{error.strerror}: {where} (make room)", fatal=True)
     except ValueError as error:  # a damaged record or list of attempts: it says what to do
         return Ended(spec.run_id, error=str(error))
     return Ended(spec.run_id)

@@ -14,14 +14,17 @@ import subprocess
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from results.record import read_json, study_folder
 
 
 @dataclass
 class Array:
-    """A submission: the ids of the runs of each of its jobs. `job_id` is empty until SLURM has given one."""
+    """A submission: the ids of the runs of each of its jobs. `job_id` is empty until SLURM has given one.
+
+    Jobs that take runs from a driver are given none; `role` is then "worker", and that of the driver's job "driver".
+    """
 
     key: str
     jobs: list[list[str]]
@@ -30,6 +33,7 @@ class Array:
     slots: int
     job_id: str = ""
     parameters: dict[str, Any] = field(default_factory=dict)
+    role: Literal["batch", "worker", "driver"] = "batch"
 
 
 @dataclass(frozen=True)
@@ -104,12 +108,23 @@ def ended_jobs(ids: Iterable[str]) -> dict[str, str]:
     return ends
 
 
-def cancel(name: str) -> int:
-    """Take a study's jobs out of SLURM's queue; running runs write their checkpoints. How many jobs it were."""
+def cancel(runs: Path, name: str) -> int:
+    """Take a study's jobs out of SLURM's queue; running runs write their checkpoints. How many jobs it were.
+
+    A search's driver, wherever it runs, ends too.
+    """
+    mark = cancel_mark(runs, name)
+    if mark.parent.exists():
+        mark.touch()
     jobs = in_queue(name)
     if jobs:
         ask("scancel", *sorted({job.job_id.partition("_")[0] for job in jobs.values()}))
     return len(jobs)
+
+
+def cancel_mark(runs: Path, name: str) -> Path:
+    """The file that tells a search's driver that its jobs were cancelled."""
+    return study_folder(runs, name) / "slurm" / "cancelled"
 
 
 def log_of(runs: Path, name: str, array: Array, index: int) -> Path:

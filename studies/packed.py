@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Protocol
 
 from results.record import CorruptFile, RunRecord, read_record, write_record
 from studies.executors import Ended, Executor, Local, places
@@ -36,19 +37,54 @@ def pool(runs: Path, data: Path, device: str, slots: int, threads: int, compile:
     return Local(found, "fork")
 
 
+class Supply(Protocol):
+    """Where a job's runs come from."""
+
+    def next(self) -> RunSpec | None:
+        """The next run to be trained, None while there is none."""
+
+    def ended(self, run_id: str) -> None:
+        """A run has its record."""
+
+    def expects(self) -> bool:
+        """Whether another run may come, though there is none now."""
+
+    def left(self) -> list[str]:
+        """The runs that are still to come, when the job is stopped."""
+
+
+class Listed:
+    """A `Supply` of the runs that a job was given from the start."""
+
+    def __init__(self, specs: Sequence[RunSpec]) -> None:
+        self.waiting = deque(specs)
+
+    def next(self) -> RunSpec | None:
+        return self.waiting.popleft() if self.waiting else None
+
+    def ended(self, run_id: str) -> None:
+        pass
+
+    def expects(self) -> bool:
+        return False
+
+    def left(self) -> list[str]:
+        return [spec.run_id for spec in self.waiting]
+
+
 def pack(
-    specs: Sequence[RunSpec],
+    supply: Supply,
     executor: Executor,
     runs: Path,
     stopping: Callable[[], bool] = lambda: False,
     grace: float = 60.0,
     say: Callable[[str], None] = lambda line: None,
 ) -> list[str]:
-    """Train the runs that have no record yet; the ids of those that are left when `stopping` has said so.
+    """Train the runs of `supply` that have no record yet; the ids of those that are left when `stopping` has said so.
 
     Then running runs write their checkpoints, for which they have `grace` seconds. Raises OSError on a full disk.
     """
-    waiting = deque(spec for spec in specs if _is_open(runs, spec.run_id, say))
+    again: deque[RunSpec] = deque()  # whose process has died
     running: dict[str, RunSpec] = {}
     losses: Counter[str] = Counter()
     left: list[str] = []
@@ -57,11 +93,11 @@ def pack(
         if until == float("inf") and (stopping() or full):
             executor.stop()
             until = time.monotonic() + grace
-        if until < float("inf"):
-            left += [spec.run_id for spec in waiting]
-            waiting.clear()
-        while waiting and executor.free():
-            spec = waiting.popleft()
+        stopped = until < float("inf")
+        while not stopped and executor.free() and (spec := again.popleft() if again else supply.next()) is not None:
+            if not _is_open(runs, spec.run_id, say):
+                supply.ended(spec.run_id)
+                continue
             running[spec.run_id] = spec
             say(f"run {spec.run_id} begins: {spec.model.name} on {spec.task.name}, seed {spec.seed}")
             executor.submit(spec)
@@ -69,26 +105,29 @@ def pack(
             left += list(running)  # they go on from an earlier checkpoint
             running.clear()
         if not running:
-            break
+            if stopped or not supply.expects():
+                break
+            time.sleep(LOOK_SECONDS)
+            continue
         for ended in executor.ended(LOOK_SECONDS):
             spec = running.pop(ended.run_id)
             if ended.stopped or ended.fatal:
                 left.append(ended.run_id)
                 full = full or (ended.error if ended.fatal else "")
                 say(f"run {ended.run_id} {_ending(runs, ended)}")
-            elif ended.error and _is_open(runs, ended.run_id, say):
+                continue
+            if ended.error and _is_open(runs, ended.run_id, say):
                 losses[ended.run_id] += 1
-                again = losses[ended.run_id] <= LOSSES
-                say(f"run {ended.run_id}: {ended.error}{', tried again' if again else ''}")
-                if again:
-                    waiting.append(spec)
-                else:
-                    reason = f"{ended.error}, {losses[ended.run_id]} times"
-                    lost = RunRecord(run_id=spec.run_id, spec=canonical(spec), status="lost", reason=reason)
-                    write_record(runs, lost)
-                    say(f"run {ended.run_id} is lost")
-            else:
-                say(f"run {ended.run_id} {_ending(runs, ended)}")
+                if losses[ended.run_id] <= LOSSES:
+                    say(f"run {ended.run_id}: {ended.error}, tried again")
+                    again.append(spec)
+                    continue
+                reason = f"{ended.error}, {losses[ended.run_id]} times"
+                write_record(runs, RunRecord(run_id=spec.run_id, spec=canonical(spec), status="lost", reason=reason))
+            say(f"run {ended.run_id} {_ending(runs, ended)}")
+            supply.ended(ended.run_id)
+    if stopped:
+        left += [spec.run_id for spec in again] + supply.left()
     if full:
         raise OSError(full)
     return left

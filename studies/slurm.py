@@ -7,6 +7,8 @@ import secrets
 import shutil
 import signal
 import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from studies.cluster import Cluster
 from studies.drive import declare, sole_driver
 from studies.executors import ASKING
 from studies.jobs import Array, max_array_size, queued_runs
-from studies.packed import pack, pool
+from studies.packed import Listed, Supply, pack, pool
 from studies.plan import Plan, plan
 from studies.snapshot import snapshot
 from studies.spec import canonical, from_plain
@@ -33,39 +35,64 @@ fi
 exit $code"""
 
 
-@dataclass
-class Job:
-    """What one job does: train its runs, and be queued again with those that are left when its time is over."""
+class Stoppable(ABC):
+    """What a job does: it can be stopped, and is queued again with what is left when its time is over."""
 
-    specs: list[dict[str, Any]]
-    place: Place
-    slots: int
-    grace: float
+    @abstractmethod
+    def work(self, stopping: Callable[[], bool]) -> str:
+        """All of it, or until `stopping` says so; what is then left to do, empty for nothing."""
 
     def __call__(self) -> str:
         asked: list[int] = []
         queue_again: Any = signal.getsignal(signal.SIGUSR2)  # submitit's way to do it, which exits
         for number in ASKING:
             signal.signal(number, lambda number, frame: asked.append(number))
-        at = self.place
-        executor = pool(at.runs, at.data, at.device, self.slots, at.threads, at.compile)
-        try:
-            specs = [from_plain(plain) for plain in self.specs]
-            left = pack(specs, executor, at.runs, lambda: bool(asked), self.grace, _say)
-        finally:
-            executor.close()
+        left = self.work(lambda: bool(asked))
         if left and signal.SIGUSR2 in asked:
             queue_again(signal.SIGUSR2, None)
         if left:
-            raise SystemExit(f"stopped with {len(left)} runs to go")
-        return f"{len(specs)} runs have ended"
+            raise SystemExit(f"stopped with {left} to go")
+        return "all is done"
 
     def checkpoint(self) -> submitit.helpers.DelayedSubmission:
-        """What submitit queues again; by then the runs have written their checkpoints."""
+        """What submitit queues again; by then all that is to be kept is in files."""
         return submitit.helpers.DelayedSubmission(self)
 
 
-def _say(line: str) -> None:
+@dataclass
+class Job(Stoppable):
+    """A job that trains runs in `slots`."""
+
+    place: Place
+    slots: int
+    grace: float
+
+    @abstractmethod
+    def supply(self) -> Supply:
+        """Where its runs come from."""
+
+    def work(self, stopping: Callable[[], bool]) -> str:
+        at = self.place
+        executor = pool(at.runs, at.data, at.device, self.slots, at.threads, at.compile)
+        try:
+            left = pack(self.supply(), executor, at.runs, stopping, self.grace, say)
+        finally:
+            executor.close()
+        return f"{len(left)} runs" if left else ""
+
+
+@dataclass
+class Batch(Job):
+    """A job that was given its runs when it was submitted."""
+
+    specs: list[dict[str, Any]]
+
+    def supply(self) -> Supply:
+        return Listed([from_plain(plain) for plain in self.specs])
+
+
+def say(line: str) -> None:
+    """A line of a job's log."""
     print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}", flush=True)
 
 
@@ -98,17 +125,21 @@ def launch(
         place = Place(runs.resolve(), place.data.resolve(), place.device, place.threads, place.compile)
         for jobs in asked.arrays:
             for spec in (spec for job in jobs for spec in job):
-                _put_aside(runs, spec.run_id)
+                put_aside(runs, spec.run_id)
             packed = [
-                Job([canonical(spec) for spec in job], place, asked.slots, cluster.signal_delay * 0.8) for job in jobs
+                Batch(place, asked.slots, cluster.signal_delay * 0.8, [canonical(spec) for spec in job]) for job in jobs
             ]
             ids = [[spec.run_id for spec in job] for job in jobs]
             array = Array(secrets.token_hex(4), ids, time.time(), str(code), asked.slots)
-            _submit(packed, array, study_folder(runs, name).resolve(), cluster)
+            submit(packed, array, study_folder(runs, name).resolve(), cluster)
     return asked
 
 
-def _submit(packed: list[Job], array: Array, folder: Path, cluster: Cluster) -> None:
+def submit(jobs: Sequence[Callable[[], Any]], array: Array, folder: Path, cluster: Cluster) -> None:
+    """Have SLURM run these as one array; `array` is written before and, with the id it was given, after.
+
+    Raises ValueError if SLURM refuses.
+    """
     parameters = cluster.parameters(f"{folder.name}.{array.key}")
     array.parameters = parameters | cluster.sbatch
     home = folder / "slurm" / array.key
@@ -124,7 +155,7 @@ def _submit(packed: list[Job], array: Array, folder: Path, cluster: Cluster) -> 
         with submitit.helpers.clean_env():
             os.environ.update(config)  # which SLURM it is, is no trace of another job
             with executor.batch():
-                submitted = [executor.submit(job) for job in packed]
+                submitted = [executor.submit(job) for job in jobs]
     except (RuntimeError, OSError) as error:
         shutil.rmtree(home)
         raise ValueError(f"SLURM refused: {' '.join(str(error).split())}") from None
@@ -136,7 +167,7 @@ def _quoted(path: str) -> str:
     return "'" + path.replace("'", "'\\''") + "'"
 
 
-def _put_aside(runs: Path, run_id: str) -> None:
+def put_aside(runs: Path, run_id: str) -> None:
     """Have a run that has ended run again: of its record only the attempts stay, where the next one finds them."""
     record = read_record(runs, run_id)
     if record is not None:

@@ -16,7 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from results.record import CorruptFile, manifest_of, read_json, read_record, run_folder, unfinished
+from results.record import CorruptFile, manifest_of, read_json, read_manifest, read_record, run_folder, unfinished
 from studies.jobs import Array, InQueue, all_arrays, arrays, ended_jobs, in_queue, log_of
 
 COLUMNS = ("done", "running", "pending", "stopped", "to go", "lost", "failed")
@@ -172,16 +172,32 @@ def shown(states: Iterable[State], note: str) -> Group:
 
 
 def show_status(console: Console, runs: Path, name: str, every: float | None = None) -> None:
-    """Print how far a study is; with `every`, again and again, until all has ended or Ctrl-C."""
-    states, note = look(runs, name)
+    """Print how far a study and its search are; with `every`, again and again, until all has ended or Ctrl-C.
+
+    Raises ValueError for a study of which nothing was run or searched here.
+    """
+    whole, going = _whole(runs, name)
     if every is None:
-        console.print(shown(states, note), highlight=False, soft_wrap=True)
+        console.print(whole, highlight=False, soft_wrap=True)
         return
-    with Live(shown(states, note), console=console, auto_refresh=False) as live:
-        while any(state.column in ("running", "pending", "to go") for state in states):
+    with Live(whole, console=console, auto_refresh=False) as live:
+        while going:
             time.sleep(every)
-            states, note = look(runs, name)
-            live.update(shown(states, note), refresh=True)
+            whole, going = _whole(runs, name)
+            live.update(whole, refresh=True)
+
+
+def _whole(runs: Path, name: str) -> tuple[Group, bool]:
+    """All that `status` shows, and whether anything is still to come."""
+    from studies.search_status import search_shown
+
+    search, going = search_shown(runs, name)
+    if search is not None and read_manifest(runs, name) is None:
+        return search, going
+    states, note = look(runs, name)
+    going |= any(state.column in ("running", "pending", "to go") for state in states)
+    of_study = shown(states, note)
+    return of_study if search is None else Group(search, Text(), of_study), going
 
 
 def logs(runs: Path, run: str, lines: int) -> tuple[list[Path], list[str]]:

@@ -21,7 +21,7 @@ from studies import packed, snapshot
 from studies.cluster import Cluster, read_cluster
 from studies.executors import Ended, Executor
 from studies.jobs import Array, arrays
-from studies.packed import pack
+from studies.packed import Listed, pack
 from studies.plan import described, plan, split
 from studies.provenance import slurm_job
 from studies.slurm import launch
@@ -202,7 +202,7 @@ IDS = [spec.run_id for spec in SPECS]
 def test_a_long_run_does_not_hold_the_others(tmp_path: Path) -> None:
     executor = Scripted(tmp_path, 2, {IDS[0]: 7})
     said: list[str] = []
-    assert pack(SPECS, executor, tmp_path, say=said.append) == []
+    assert pack(Listed(SPECS), executor, tmp_path, say=said.append) == []
     assert executor.submitted == IDS
     assert [line.split()[1] for line in said if line.endswith("done")][:6] == IDS[1:7]
 
@@ -214,13 +214,13 @@ def test_what_has_a_record_is_not_run_in_a_job(tmp_path: Path) -> None:
     damaged.parent.mkdir()
     damaged.write_text("{")
     executor = Scripted(tmp_path, 2, {})
-    assert pack(SPECS, executor, tmp_path) == [] and executor.submitted == IDS[3:]
+    assert pack(Listed(SPECS), executor, tmp_path) == [] and executor.submitted == IDS[3:]
     assert damaged.read_text() == "{"
 
 
 def test_a_run_whose_process_dies_is_tried_again_but_not_for_ever(tmp_path: Path) -> None:
     executor = Scripted(tmp_path, 2, {}, Counter({IDS[1]: 2, IDS[3]: 99}))
-    assert pack(SPECS, executor, tmp_path) == []
+    assert pack(Listed(SPECS), executor, tmp_path) == []
     records = [read_record(tmp_path, run_id) for run_id in IDS]
     assert [record and record.status for record in records] == ["done"] * 3 + ["lost"] + ["done"] * 4
     assert records[3] is not None and records[3].reason == "its process died of SIGKILL, 4 times"
@@ -229,7 +229,7 @@ def test_a_run_whose_process_dies_is_tried_again_but_not_for_ever(tmp_path: Path
 
 def test_a_job_that_is_stopped_says_what_is_left(tmp_path: Path) -> None:
     executor = Scripted(tmp_path, 2, {IDS[2]: 9, IDS[3]: 9})
-    left = pack(SPECS, executor, tmp_path, lambda: len(executor.submitted) >= 4)
+    left = pack(Listed(SPECS), executor, tmp_path, lambda: len(executor.submitted) >= 4)
     assert sorted(left) == sorted(IDS[2:]) and executor.submitted == IDS[:4]
 
 

@@ -82,25 +82,29 @@ def test_forty_runs_through_arrays_equal_those_of_this_machine(machine: Machine,
     assert rows[0] == rows[1] and len(rows[0]) > 5
 
 
-def workers(main: int) -> list[int]:
+def workers(main: int | None) -> list[int]:
     """The processes of a job's slots."""
+    if main is None:
+        return []
     children = [int(i) for i in Path(f"/proc/{main}/task/{main}/children").read_text().split()]
     return [child for child in children if b"resource_tracker" not in Path(f"/proc/{child}/cmdline").read_bytes()]
 
 
-def main_of(array: Array) -> int:
-    """The process that submitit has started in the array's only job."""
-    wanted = ["-m", "submitit.core._submit", str(array.key)]
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
+def main_of(job_id: str) -> int | None:
+    """The process that submitit has started in a job (12, 12_3); None while there is none."""
+    array, _, index = job_id.partition("_")
+    mark = {f"SLURM_ARRAY_JOB_ID={array}", f"SLURM_ARRAY_TASK_ID={index}"} if index else {f"SLURM_JOB_ID={array}"}
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
         try:
-            words = path.read_text().split("\0")
-        except OSError:
+            command = (folder / "cmdline").read_text().split("\0")
+            environment = (folder / "environ").read_text().split("\0")
+            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+        except (OSError, ValueError):  # it has ended
             continue
-        if "python" in words[0] and wanted[1] in words and array.key in " ".join(words):
-            parent = Path(f"/proc/{path.parent.name}/stat").read_text().rpartition(")")[2].split()[1]
-            if "submitit" not in Path(f"/proc/{parent}/cmdline").read_text():
-                return int(path.parent.name)
-    raise AssertionError("the job has no process")
+        if "python" in command[0] and "submitit.core._submit" in command and mark <= set(environment):
+            found[int(folder.name)] = parent
+    return next((process for process, parent in found.items() if parent not in found), None)
 
 
 def tell(machine: Machine, array: Array) -> None:
@@ -112,11 +116,13 @@ def requeue(machine: Machine, array: Array) -> None:
 
 
 def kill_main(machine: Machine, array: Array) -> None:
-    os.kill(main_of(array), signal.SIGKILL)
+    main = main_of(array.job_id)
+    assert main is not None
+    os.kill(main, signal.SIGKILL)
 
 
 def kill_worker(machine: Machine, array: Array) -> None:
-    os.kill(workers(main_of(array))[0], signal.SIGKILL)
+    os.kill(workers(main_of(array.job_id))[0], signal.SIGKILL)
 
 
 def kill_node(machine: Machine, array: Array) -> None:

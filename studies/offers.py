@@ -1,0 +1,131 @@
+"""How does a driver hand runs to the workers of a cluster's jobs, and learn that they ended? By files that are renamed.
+
+A run is one file, at any moment in one place: `offers/ID.json`, which any worker may take; `taken/WORKER/ID.json`,
+which that worker holds; `ended/ID.json`, which the driver removes. Of several that rename a file one succeeds. What
+became of a run, its record says; so any of this may be lost, and is offered again.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from results.record import read_json, write_json
+from studies.spec import RunSpec, canonical, from_plain
+
+OVER = "over"  # a file: no more runs will be offered
+LEFT = ".left"  # a file of a worker's: it has ended by itself
+REMEDY = "delete it; the next driver offers its run again"
+IDLE_SECONDS = 60.0  # that a worker waits for a run
+
+
+class Offers:
+    """The driver's side of a study's folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.offers, self.taken, self.over = (folder / name for name in ("offers", "taken", "ended"))
+        self.end = folder / OVER
+        for one in (self.offers, self.taken, self.over):
+            one.mkdir(parents=True, exist_ok=True)
+        self.end.unlink(missing_ok=True)
+        for path in [*_runs(self.offers), *_runs(self.over)]:  # of a driver that is gone
+            path.unlink(missing_ok=True)
+
+    def offer(self, spec: RunSpec) -> None:
+        """Whoever is free first may train this run."""
+        write_json(self.offers / f"{spec.run_id}.json", canonical(spec))
+
+    def waiting(self) -> int:
+        """How many runs nobody has taken."""
+        return sum(1 for _ in _runs(self.offers))
+
+    def ended(self) -> list[str]:
+        """The runs that have ended since the last call."""
+        paths = list(_runs(self.over))
+        for path in paths:
+            path.unlink()
+        return [path.stem for path in paths]
+
+    def held(self) -> dict[str, list[str]]:
+        """The runs that each worker has taken."""
+        with os.scandir(self.taken) as found:
+            return {worker.name: sorted(path.stem for path in _runs(Path(worker.path))) for worker in found}
+
+    def give_back(self, worker: str) -> bool:
+        """Offer again what a worker that is gone has taken. Whether it had left by itself."""
+        home = self.taken / worker
+        for path in _runs(home):
+            path.rename(self.offers / path.name)  # with its time: it comes first
+        left = (home / LEFT).exists()
+        (home / LEFT).unlink(missing_ok=True)
+        with suppress(OSError):  # another look finds it
+            home.rmdir()
+        return left
+
+    def close(self) -> None:
+        """Nothing more will be offered: workers need not wait."""
+        self.end.touch()
+
+
+class Taker:
+    """A worker's side: the `studies.packed.Supply` that takes what is offered, oldest first.
+
+    What it held before, as the same worker in a former life, comes before all else.
+    """
+
+    def __init__(self, folder: Path, worker: str) -> None:
+        self.offers, self.mine, self.over = folder / "offers", folder / "taken" / worker, folder / "ended"
+        self.end = folder / OVER
+        self.mine.mkdir(parents=True, exist_ok=True)
+        (self.mine / LEFT).unlink(missing_ok=True)
+        self.former = _by_age(self.mine)
+        self.idle_since = time.monotonic()
+
+    def next(self) -> RunSpec | None:
+        while self.former:
+            plain = read_json(self.former.pop(0), REMEDY)
+            if plain is not None:  # else it was given to another meanwhile
+                return from_plain(plain)
+        for path in _by_age(self.offers):
+            self.mine.mkdir(exist_ok=True)  # a driver that thought this worker gone has removed it
+            try:
+                path.rename(self.mine / path.name)
+            except FileNotFoundError:  # another was faster
+                continue
+            plain = read_json(self.mine / path.name, REMEDY)
+            if plain is not None:
+                return from_plain(plain)
+        return None
+
+    def ended(self, run_id: str) -> None:
+        self.idle_since = time.monotonic()
+        with suppress(FileNotFoundError):  # it was given to another, who says the same
+            (self.mine / f"{run_id}.json").rename(self.over / f"{run_id}.json")
+
+    def expects(self) -> bool:
+        return not self.end.exists() and time.monotonic() - self.idle_since < IDLE_SECONDS
+
+    def left(self) -> list[str]:
+        return []  # what nobody has taken, others will
+
+    def leave(self) -> None:
+        """This worker ends, and holds nothing."""
+        (self.mine / LEFT).touch()
+
+
+def _runs(folder: Path) -> Iterator[Path]:
+    with suppress(FileNotFoundError), os.scandir(folder) as found:  # a folder may go meanwhile
+        for one in found:
+            if one.name.endswith(".json") and not one.name.startswith("."):
+                yield Path(one.path)
+
+
+def _by_age(folder: Path) -> list[Path]:
+    aged = []
+    for path in _runs(folder):
+        with suppress(FileNotFoundError):
+            aged.append((path.stat().st_mtime_ns, path))
+    return [path for _, path in sorted(aged)]

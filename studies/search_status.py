@@ -1,0 +1,75 @@
+"""How far is a search? Read from its list of trials, its runs, its lock and, on a cluster, SLURM's queue."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from rich.console import Group
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from results.record import is_held, read_record, read_tuning, study_folder, unfinished
+from studies.jobs import arrays, in_queue
+from studies.status import described, progress_of
+from studies.tuning import left
+
+COLUMNS = ("done", "pruned", "running", "to go", "failed")
+
+
+def search_shown(runs: Path, name: str) -> tuple[Group | None, bool]:
+    """Every arm's trials counted, a line for each that goes on, and who drives; and whether trials are to come.
+
+    None where nothing was searched.
+    """
+    record = read_tuning(study_folder(runs, name) / "trials.json")
+    if record is None:
+        return None, False
+    table = Table("tuning", *COLUMNS, "best so far", box=None)
+    lines: list[Text] = []
+    first = record.objectives[0]
+    for label, arm in record.arms.items():
+        trials = [trial for trial in record.history if trial["arm"] == label]
+        counts = Counter(t["status"] if t["status"] in COLUMNS else "failed" for t in trials)
+        counts["to go"] = arm["planned"] - len(trials)
+        best = f"{first} {arm['metrics'][first]:.4g}" if "metrics" in arm else ""
+        table.add_row(escape(label), *(str(counts[name] or "") for name in COLUMNS), best)
+        for trial in trials:
+            if trial["status"] == "running":
+                lines += [_line(runs, trial, run_id) for run_id in trial["run_ids"]]
+            elif trial["status"] not in COLUMNS:
+                reason = f"{label}, trial {trial['trial']}: {trial['status']}: {trial['reason']} "
+                lines.append(Text(reason).append(" ".join(trial["run_ids"]), "dim"))
+    lines += [Text(line) for line in _who(runs, name, left(record))]
+    return Group(table, *lines), left(record) > 0
+
+
+def _line(runs: Path, trial: dict[str, Any], run_id: str) -> Text:
+    record, where = read_record(runs, run_id), progress_of(runs, run_id)
+    state = "waiting for a free slot" if record is None else str(record.status)
+    if record is None and (where or unfinished(runs, run_id)[0] == "running"):
+        state = f"step {where['step']}, {described(where)}" if where else "starting"
+    return Text(f"{trial['arm']}, trial {trial['trial']}: {state} ").append(run_id, "dim")
+
+
+def _who(runs: Path, name: str, missing: int) -> list[str]:
+    """Who drives, and what jobs of the search SLURM holds."""
+    lock = study_folder(runs, name) / "driver.lock"
+    driven = is_held(lock)
+    lines = [f"driven by {lock.read_text().strip()}"] if driven else []
+    roles = {array.key: array.role for array in arrays(runs, name) if array.role != "batch"}
+    if roles:
+        try:
+            jobs = Counter(
+                (roles[key], job.state.lower(), f" ({job.reason})" * (job.state == "PENDING"))
+                for (key, _), job in in_queue(name).items()
+                if key in roles
+            )
+        except ValueError as error:
+            return [*lines, f"the cluster could not be asked: {error}"]
+        lines += [f"{number} {role} job{'s'[: number > 1]} {state}{why}" for (role, state, why), number in jobs.items()]
+    if missing and not driven:
+        lines.append(f"{missing} trials to go, and nobody drives: `tune` goes on")
+    return lines

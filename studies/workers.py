@@ -1,0 +1,258 @@
+"""How does a search run on a SLURM cluster? Its driver offers runs, which jobs that stay, the workers, take.
+
+The driver starts as many jobs as there are runs for, and more when some are gone. It may be stopped or killed at any
+moment: the workers finish what they have, and the next driver goes on. It runs where it is called or, `detached`, in a
+job of its own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import secrets
+import time
+from collections.abc import Callable, Iterable
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from results.record import read_tuning, study_folder
+from studies.cluster import Cluster
+from studies.display import Display, winners
+from studies.drive import sole_driver, tune
+from studies.executors import Ended, Executor
+from studies.jobs import Array, arrays, cancel_mark, in_queue, log_of, max_array_size
+from studies.offers import Offers, Taker
+from studies.packed import Supply
+from studies.plan import shown, split
+from studies.slurm import Job, Stoppable, put_aside, submit
+from studies.snapshot import snapshot
+from studies.spec import RunSpec
+from studies.status import tail
+from studies.study import Study
+from studies.train import Place
+from studies.tuning import freeze, left, searched
+
+FOLDER = "offered"  # in the study's
+LOOK_SECONDS = 0.1  # between two looks at what has ended
+ASK_SECONDS = 10.0  # between two questions to SLURM
+BROKEN = 4  # workers that end without having ended a run, one after another, until the driver gives up
+
+
+@dataclass
+class Worker(Job):
+    """A job that trains what the driver offers, until there is nothing more."""
+
+    folder: Path
+    name: str
+
+    def supply(self) -> Supply:
+        return Taker(self.folder, self.name)
+
+    def work(self, stopping: Callable[[], bool]) -> str:
+        left = super().work(stopping)
+        if not left:
+            Taker(self.folder, self.name).leave()
+        return left
+
+
+class Workers(Executor):
+    """Slots in jobs of a cluster, for a study's search; by default so many in a job as the cluster's facts say.
+
+    Raises ValueError where there is no SLURM.
+    """
+
+    def __init__(self, study: Study, name: str, cluster: Cluster, place: Place, slots: int | None) -> None:
+        self.name, self.cluster, self.place = name, cluster, _absolute(place)
+        self.slots = slots or cluster.slots_for(place.threads)
+        self.most = capacity(study, cluster, self.slots)
+        self.study = study_folder(self.place.runs, name)
+        self.largest = max_array_size()
+        self.out: set[str] = set()  # runs that were submitted and have not ended
+        self.held: set[str] = set()  # runs that workers of a former driver have
+        self.over: list[Ended] = []
+        self.next_question = 0.0  # to SLURM
+        self.mine: set[str] = set()  # the workers that this driver has submitted
+        self.gone: set[str] = set()
+        self.broken = 0
+        self.stopped = True  # until it begins
+
+    def begin(self) -> None:
+        self.cancelled = cancel_mark(self.place.runs, self.name)
+        self.cancelled.unlink(missing_ok=True)
+        self.code = snapshot(self.place.runs)
+        self.offers = Offers(self.study / FOLDER)
+        self.held = {run_id for ids in self.offers.held().values() for run_id in ids}
+        self.stopped = False
+
+    def free(self) -> int:
+        return 0 if self.stopped else self.most - len(self.out)
+
+    def submit(self, spec: RunSpec) -> None:
+        if spec.run_id not in self.held:  # by a worker that a former driver has started
+            put_aside(self.place.runs, spec.run_id)
+            self.offers.offer(spec)
+        self.held.discard(spec.run_id)
+        self.out.add(spec.run_id)
+
+    def ended(self, seconds: float) -> list[Ended]:
+        until = time.monotonic() + seconds
+        if self.cancelled.exists():
+            self.stop()
+        while not self.stopped:
+            self.over += [Ended(run_id) for run_id in self.offers.ended() if run_id in self.out]
+            if self.over or time.monotonic() > until:
+                break
+            time.sleep(LOOK_SECONDS)
+        if self.over:
+            self.broken = 0
+        if not self.stopped and time.monotonic() > self.next_question:
+            self._see_to_workers()
+            self.next_question = time.monotonic() + ASK_SECONDS
+        over, self.over = self.over, []
+        self.out -= {ended.run_id for ended in over}
+        return over
+
+    def stop(self) -> None:
+        """The workers go on with what was offered; whoever drives next finds it done."""
+        self._end_all(stopped=True)
+
+    def close(self) -> None:
+        if not self.stopped and not self.out:
+            self.offers.close()
+
+    def _see_to_workers(self) -> None:
+        """Offer again what workers have held that do not run, and submit as many as are missing."""
+        submitted = {array.key: array for array in arrays(self.place.runs, self.name) if array.role == "worker"}
+        held = self.offers.held()
+        try:
+            queue = {_named(*place): job for place, job in in_queue(self.name).items() if place[0] in submitted}
+        except ValueError:  # SLURM does not answer at the moment
+            return
+        for worker in set(held) & {worker for worker, job in queue.items() if job.state == "PENDING"}:
+            self.offers.give_back(worker)  # it was queued again, and may wait for long
+        known = {_named(array.key, index) for array in submitted.values() for index in range(len(array.jobs))}
+        for worker in (known | set(held)) - set(queue) - self.gone:
+            left_by_itself = self.offers.give_back(worker)
+            if worker in self.mine:
+                self.broken += not left_by_itself
+            self.gone.add(worker)
+        if self.broken >= BROKEN:
+            self._give_up(submitted.values())
+            return
+        missing = -(-len(self.out) // self.slots) - len(queue)
+        if missing > 0 and self.offers.waiting():
+            self._submit(missing)
+
+    def _submit(self, missing: int) -> None:
+        for part in split(range(missing), self.largest):
+            key, folder = secrets.token_hex(4), self.study / FOLDER
+            array = Array(key, [[] for _ in part], time.time(), str(self.code), self.slots, role="worker")
+            names = [_named(key, index) for index in range(len(part))]
+            grace = self.cluster.signal_delay * 0.8
+            try:
+                submit(
+                    [Worker(self.place, self.slots, grace, folder, n) for n in names], array, self.study, self.cluster
+                )
+            except ValueError as error:
+                self._end_all(error=str(error), fatal=True)
+                return
+            self.mine |= set(names)
+
+    def _give_up(self, submitted: Iterable[Array]) -> None:
+        newest = max(submitted, key=lambda array: array.submitted)
+        log = log_of(self.place.runs, self.name, newest, 0)
+        said = " ".join(tail(log, 1)) or "nothing"
+        reason = f"{self.broken} jobs have ended before any of their runs had; the last one said: {said} ({log})"
+        self._end_all(error=reason, fatal=True)
+
+    def _end_all(self, **how: Any) -> None:
+        self.stopped = True
+        self.over += [Ended(run_id, **how) for run_id in sorted(self.out - {ended.run_id for ended in self.over})]
+
+
+def _absolute(place: Place) -> Place:
+    return dataclasses.replace(place, runs=place.runs.resolve(), data=place.data.resolve())
+
+
+def _named(key: str, index: int) -> str:
+    return f"{key}.{index}"
+
+
+def capacity(study: Study, cluster: Cluster, slots: int) -> int:
+    """How many runs of a search go on at once: a quarter of each arm's trials, or the search would be blind."""
+    assert study.tuning is not None
+    at_once = sum(-(-trials // 4) for trials in wanted_trials(study))
+    return min(cluster.parallel * slots, at_once * len(study.tuning.seeds))
+
+
+def wanted_trials(study: Study) -> list[int]:
+    """How many trials each arm is to have; one of which nothing is searched needs one."""
+    assert study.tuning is not None
+    return [study.tuning.trials if searched(arm.spec, study.tuning.space) else 1 for arm in study.declared()]
+
+
+def foreseen(study: Study, name: str, cluster: Cluster, place: Place, slots: int | None) -> list[str]:
+    """What a search would do, a line each, for a person. Raises ValueError if the study declares none."""
+    if study.tuning is None:
+        raise ValueError(f"study {name} declares no tuning: give its Study a tuning=Tuning(space=..., trials=...)")
+    slots = slots or cluster.slots_for(place.threads)
+    most = capacity(study, cluster, slots)
+    wanted = sum(wanted_trials(study))
+    record = read_tuning(study_folder(place.runs, name) / "trials.json")
+    over = 0 if record is None else wanted - left(record)
+    seeds = len(study.tuning.seeds)
+    return [
+        f"{wanted} trials x {seeds} seed{'s'[: seeds > 1]}: {over} over, {wanted - over} to go",
+        f"at most {most} runs at a time in {-(-most // slots)} jobs of {slots} slot{'s'[: slots > 1]}",
+        "sbatch: " + shown(cluster.parameters(name) | cluster.sbatch),
+    ]
+
+
+def detached(
+    study: Study, name: str, source: str, path: Path, cluster: Cluster, place: Place, slots: int | None, retry: bool
+) -> str:
+    """Submit a search's driver as a job; its id. Raises ValueError if one is queued or running already."""
+    folder = study_folder(place.runs, name)
+    with sole_driver(folder, name):
+        drivers = {array.key for array in arrays(place.runs, name) if array.role == "driver"}
+        for (key, _), job in in_queue(name).items():
+            if key in drivers:
+                raise ValueError(
+                    f"job {job.job_id} drives the search of {name} already ({job.state.lower()}); "
+                    f"`python -m studies status {name}` shows how far it is"
+                )
+        array = Array(secrets.token_hex(4), [[]], time.time(), str(snapshot(place.runs)), 1, role="driver")
+        driver = Driver(study, name, source, path.resolve(), cluster, _absolute(place), slots, retry)
+        submit([driver], array, folder.resolve(), cluster.for_driver())
+    return array.job_id
+
+
+@dataclass
+class Driver(Stoppable):
+    """A search's driver as a job; `path` is the study's file, beside which the winners are written."""
+
+    study: Study
+    name: str
+    source: str
+    path: Path
+    cluster: Cluster
+    place: Place
+    slots: int | None
+    retry: bool
+
+    def work(self, stopping: Callable[[], bool]) -> str:
+        console, runs = Console(force_terminal=False, width=160), self.place.runs
+        made = Workers(self.study, self.name, self.cluster, self.place, self.slots)
+        with Display(console, runs, self.name) as display, closing(made) as executor:
+            tally, found = tune(self.study, self.name, self.source, runs, executor, display, stopping, self.retry)
+        self.retry = False  # when this job is queued again it only goes on
+        if tally.fatal:
+            raise SystemExit(tally.fatal)
+        if missing := left(found):
+            return f"{missing} trials"
+        console.print(winners(found))
+        console.print(f"written to {freeze(found, self.path)}")
+        return ""
