@@ -21,10 +21,10 @@ test: .venv/.test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 test-slurm: .venv/.test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/slurm
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests/slurm
 
 bench: .venv/.suite
-	for script in $(filter-out benchmarks/gpu_check.py,$(wildcard benchmarks/[a-z]*.py)); do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+	for script in $(filter-out gpu_check,$(basename $(notdir $(wildcard benchmarks/[a-z]*.py)))); do echo "== $$script"; $(BIN)/python -m benchmarks.$$script || exit 1; done
 
 gpu-check:
 	$(PYTHON) -m benchmarks.gpu_check --out $(OUT)

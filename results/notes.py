@@ -49,9 +49,14 @@ def legend(summary: pd.DataFrame) -> list[str]:
 
 def bold_means(summary: pd.DataFrame) -> list[str]:
     """What is bold, and what the seeds can show at all."""
+    if not summary["best"].any():
+        return ["Nothing is bold: no arm has all its seeds yet."]
+    means = (
+        "the best mean" if summary["n"].eq(summary["planned"]).all() else "the best mean of arms with all their seeds"
+    )
     compared = summary[summary["pairs"] > 0]
     if compared.empty:
-        return ["Bold: the best mean."]
+        return [f"Bold: {means}."]
     fewest, most = compared["pairs"].min(), compared["pairs"].max()
     pairs = f"{most}" if fewest == most else f"{fewest} to {most}"
     comparisons = int(compared.groupby("reference")["pairs"].size().max())
@@ -60,11 +65,11 @@ def bold_means(summary: pd.DataFrame) -> list[str]:
         return [
             f"p: two-sided {test}, over {pairs} pairs, Holm-corrected over the arms with one reference; "
             f"the smallest attainable before correction is {number(compared['p_min'].min())}.",
-            f"Bold: the best mean, and all that the same test does not find worse at {LEVEL:.0%}.",
+            f"Bold: {means}, and all that the same test does not find worse at {LEVEL:.0%}.",
         ]
     smallest = number(compared["p_min"].min())
     return [
-        f"Bold: the best mean, significant or not: {most} pairs can attain no p below {smallest} by a sign-flip test; "
+        f"Bold: {means}, significant or not: {most} pairs can attain no p below {smallest} by a sign-flip test; "
         f"for {comparisons} comparison{'s' * (comparisons > 1)} after Holm it takes "
         f"{statistics.pairs_needed(comparisons, LEVEL)} seeds to reach {LEVEL:.0%}."
     ]

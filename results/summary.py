@@ -30,8 +30,9 @@ def summarise(frame: pd.DataFrame, metric: str, direction: Literal["max", "min"]
     `mean`, `sd` (ddof 1) and `n` are over the runs that are done and have the metric, out of `planned`;
     `difference` to the arm's reference is the mean over the `pairs` of equal seeds, `low` and `high` its t interval;
     `p` is that of the sign-flip test over the pairs, `p_min` the smallest it could be, `p_holm` p after Holm over the
-    arms with one reference; `best` marks the best mean of these arms, `tied` the best and those not significantly
-    worse (see `_tied`), `collapsed` counts runs at a floor; `missing` says why n is less than planned.
+    arms with one reference; `best` marks the best mean of these arms, as far as all their seeds are done, `tied` the
+    best and those not significantly worse (see `_tied`); `collapsed` counts runs at a floor; `missing` says why n is
+    less than planned.
     """
     arms = frame["arm"].cat.categories
     reference = frame.groupby("arm", observed=False)["reference"].first().to_numpy()
@@ -43,13 +44,15 @@ def summarise(frame: pd.DataFrame, metric: str, direction: Literal["max", "min"]
     interval = statistics.t_interval(differences.to_numpy(), CONFIDENCE)
     p = statistics.sign_flip(differences.to_numpy())
     mean = values.mean(axis=1)
-    best = mean == mean.groupby(reference).transform(direction)
+    planned = frame["arm"].value_counts().reindex(arms)
+    whole = values.count(axis=1) == planned  # means over other seeds are no match
+    best = mean == mean.where(whole).groupby(reference).transform(direction)
     return pd.DataFrame(
         {
             "mean": mean,
             "sd": values.std(axis=1, ddof=1),
             "n": values.count(axis=1),
-            "planned": frame["arm"].value_counts(),
+            "planned": planned,
             "difference": interval.estimate,
             "low": interval.low,
             "high": interval.high,
@@ -60,7 +63,7 @@ def summarise(frame: pd.DataFrame, metric: str, direction: Literal["max", "min"]
             "reference": reference,
             "is_reference": arms == reference,
             "best": best,
-            "tied": _tied(values, reference, best),
+            "tied": _tied(values, reference, best) & whole.to_numpy(),
             "collapsed": collapsed(frame).groupby(frame["arm"], observed=False).sum(),
             "params": _first(frame, "cost.params"),
             "gmac": _first(frame, "cost.gmac"),

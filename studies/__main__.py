@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -22,6 +22,7 @@ from studies import catalogue
 if TYPE_CHECKING:  # these import torch; listing the studies must not
     from studies.display import Display
     from studies.executors import Executor
+    from studies.spec import RunSpec
     from studies.train import Place
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__, pretty_exceptions_enable=False)
@@ -106,12 +107,17 @@ def run(
 
     With --on slurm it submits that and returns; `status` shows how far it is, `python -m results` writes the report.
     """
+    from results.record import run_folder
     from results.report import print_report, write_report
     from studies.drive import drive
     from studies.train import Place
 
     path = catalogue.source(name)
     study, place = catalogue.load(path), Place(runs, data, device, threads, compile)
+    if not dry_run:
+        cells = study.cells()
+        ended = {cell.spec.run_id for cell in cells if (run_folder(runs, cell.spec.run_id) / "record.json").exists()}
+        refuse_missing_data((cell.spec for cell in cells if retry or cell.spec.run_id not in ended), data)
     if on == "slurm":
         from studies.cluster import read_cluster
         from studies.plan import described
@@ -164,6 +170,8 @@ def tune(
 
     path = catalogue.source(name)
     study, place = catalogue.declared(path), Place(runs, data, device, threads, compile)
+    if not dry_run:
+        refuse_missing_data((arm.spec for arm in study.declared()), data)
     if on == "slurm":
         from studies.cluster import read_cluster
         from studies.workers import Workers, detached, foreseen
@@ -220,6 +228,13 @@ def here(on: str, place: Place, slots: int | None, display: Display, stopping: C
     count = 1 if on == "inline" else slots
     where = places(place.runs, place.data, place.device, count, place.threads, place.compile)
     return Local(where) if on == "local" else Inline(where[0], display.refresh, stopping)
+
+
+def refuse_missing_data(specs: Iterable[RunSpec], data: Path) -> None:
+    """Raise ValueError before anything is begun that would fail for want of its data."""
+    for task in dict.fromkeys(spec.task for spec in specs):
+        if missing := task.missing(data):
+            raise ValueError(f"nothing was begun: {missing}")
 
 
 def declared_by(path: Path) -> str:

@@ -2,12 +2,13 @@
 
 The records of the trials' runs are the truth. A trial that the journal has as running is one whose runs are looked
 up first and run only where they have no record; so a driver may be killed at any moment, and the next one goes on.
-`trials.json`, written whenever a trial begins or ends, lists all trials: from it a lost journal is rebuilt.
+`trials.json`, brought up to date every other second, lists all trials: from it a lost journal is rebuilt.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -30,6 +31,7 @@ from studies.study import Arm, Cell, Study
 from studies.tuning import Tuning, base_of, is_range, maximised, measured, outcome, plain_space, searched, with_values
 
 LOSSES = 3  # times that a run whose process died is tried again
+WRITE_SECONDS = 2.0  # at least, between two writings of trials.json: of thousands of trials it is long
 RANDOM = 10  # at most so many trials, and at most half of them, before the search is guided
 
 
@@ -228,6 +230,7 @@ class Search:
                 self.repeated |= {i for i, record in trial.records.items() if record.status != "done"}
                 arm.again(trial)
         self.changed = {arm.label for arm in self.arms}
+        self.written = 0.0
         self.write()
 
     @property
@@ -241,14 +244,12 @@ class Search:
         while not self.waiting:
             open_arms = [arm for arm in self.arms if arm.asked < arm.wanted]
             if not open_arms:
-                self.write()
                 return None
             trial = min(open_arms, key=lambda arm: arm.asked).ask()
             if trial.status:
                 trial.arm.close(trial)
             self.waiting = [(trial, cell) for cell in trial.cells]
             self.changed.add(trial.arm.label)
-        self.write()
         return self.waiting.pop(0)
 
     def known(self, cell: Cell) -> RunRecord | None:
@@ -259,6 +260,8 @@ class Search:
 
     def look(self) -> None:
         """Report new evaluations, and leave a file `prune` in the folders of the runs that are not worth going on."""
+        if time.monotonic() - self.written > WRITE_SECONDS:
+            self.write()
         if len(self.tuning.objectives) > 1:  # Optuna takes no reports then
             return
         for arm in self.arms:
@@ -320,7 +323,7 @@ class Search:
                 }  # fmt: skip
         self.record.history = [trial for arm in self.arms for trial in self.listed[arm.label]]
         write_tuning(self.path, self.record)
-        self.changed = set()
+        self.changed, self.written = set(), time.monotonic()
 
 
 def _listed(former: TuningRecord | None, arm: ArmSearch) -> list[dict[str, Any]]:

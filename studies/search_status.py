@@ -39,7 +39,7 @@ def search_shown(runs: Path, name: str) -> tuple[Group | None, bool]:
         for trial in trials:
             if trial["status"] == "running":
                 lines += [_line(runs, trial, run_id) for run_id in trial["run_ids"]]
-            elif trial["status"] not in COLUMNS:
+            elif trial["status"] not in ("done", "pruned"):
                 reason = f"{label}, trial {trial['trial']}: {trial['status']}: {trial['reason']} "
                 lines.append(Text(reason).append(" ".join(trial["run_ids"]), "dim"))
     lines += [Text(line) for line in _who(runs, name, left(record))]

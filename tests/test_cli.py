@@ -207,13 +207,11 @@ def test_a_wrong_option_shows_the_usage(arguments: list[str], command: Command) 
 # files that are wrong, or not there
 
 
-def test_a_wrong_data_folder_fails_its_runs_and_says_what_to_put_there(command: Command, tmp_path: Path) -> None:
+def test_where_data_is_missing_nothing_is_begun_and_it_says_what_to_put_there(command: Command, tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(FASHION)
     said = command("run", "mine.py", "--on", "inline", "--data", "nowhere")
-    refused(said, r"6 of 6 runs failed; `python -m studies status mine.py` says why, --retry tries again")
-    assert said.out.count("failed: FileNotFoundError: nowhere/fashion-mnist lacks train-images-idx3-ubyte") == 6
-    asked = command("status", "mine.py")
-    assert asked.code == 0 and "download" in asked.out and "ldn, seed 0: failed: " in asked.out
+    refused(said, r"nothing was begun: nowhere/fashion-mnist lacks train-images-idx3-ubyte, .*: download the four \.gz")
+    assert not (tmp_path / "runs").exists() or not records(tmp_path / "runs")
 
 
 def test_a_truncated_data_file_fails_its_run_and_is_named(command: Command, tmp_path: Path) -> None:

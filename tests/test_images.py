@@ -14,7 +14,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from studies.tasks.image_files import check_labels, compare, parse_batch, parse_idx, read_files
+from studies.tasks.digits import CuedDigits
+from studies.tasks.image_files import check_labels, compare, missing_files, parse_batch, parse_idx, read_files
 from studies.tasks.images import CIFAR10, VALID, FashionMNIST, ImageTask, grey
 from studies.tasks.task import Data
 
@@ -140,16 +141,21 @@ def test_missing_files_are_asked_for(tmp_path: Path) -> None:
         FashionMNIST().load(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"lacks data_batch_1.bin, .*cifar-10-binary.tar.gz and unpack it in "):
         CIFAR10().load(tmp_path)
+    assert CIFAR10().missing(tmp_path).endswith("by LDN_DATA or --data") and not CuedDigits().missing(tmp_path)
     (tmp_path / "a").touch()
+    said = missing_files(tmp_path, ("a", "b"), "get it")
+    assert "lacks b: get it, or name another data folder" in said
+    (tmp_path / "b.gz").touch()
+    assert not missing_files(tmp_path, ("a", "b"), "get it")
     with pytest.raises(FileNotFoundError, match="lacks b: get it"):
-        read_files(tmp_path, ("a", "b"), "get it")
+        read_files(tmp_path, ("a", "b"), said)
 
 
 def test_a_packed_and_an_unpacked_file_hold_the_same(tmp_path: Path) -> None:
     (tmp_path / "a.gz").write_bytes(gzip.compress(b"content"))
-    assert read_files(tmp_path, ["a"], "") == {"a": b"content"}
+    assert read_files(tmp_path, ["a"]) == {"a": b"content"}
     (tmp_path / "a").write_bytes(b"unpacked")
-    assert read_files(tmp_path, ["a"], "") == {"a": b"unpacked"}
+    assert read_files(tmp_path, ["a"]) == {"a": b"unpacked"}
 
 
 @pytest.mark.parametrize("damage", ["truncated", "altered", "foreign"])
@@ -163,7 +169,7 @@ def test_a_damaged_gzip_file_is_refused(tmp_path: Path, damage: str) -> None:
         content = bytearray(b"<html>404</html>")
     (tmp_path / "a.gz").write_bytes(content)
     with pytest.raises(ValueError, match=r"a\.gz is truncated or no gzip file"):
-        read_files(tmp_path, ["a"], "")
+        read_files(tmp_path, ["a"])
 
 
 def test_idx_files() -> None:

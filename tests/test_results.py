@@ -25,7 +25,7 @@ from typer.testing import CliRunner, Result
 from results import tables
 from results.__main__ import main
 from results.gather import curves, gather
-from results.notes import notes, reasons
+from results.notes import bold_means, notes, reasons
 from results.record import Manifest, RunRecord, run_folder, write_json, write_manifest, write_record
 from results.report import print_report, write_report
 from results.summary import cost_unit, summarise, title
@@ -158,7 +158,8 @@ def test_every_number_of_the_summary(summary: pd.DataFrame) -> None:
     assert all(math.isnan(hard[name]) for name in ("sd", "low", "high"))
     assert (lost["n"], lost["planned"], lost["params"]) == (0, 3, 54_210)
     assert math.isnan(lost["mean"])
-    assert list(summary["best"]) == [False, False, True, False]
+    assert list(summary["best"]) == [True, False, False, False]  # one seed of three is no match
+    assert "Bold: the best mean of arms with all their seeds, " in " ".join(bold_means(summary))
     assert hard["missing"] == "1 diverged: loss is nan at step 40; 1 stopped at step 120 (20%)"
     assert lost["missing"].startswith("1 not run yet; 1 corrupt record; 1 failed: out of memory out")
     assert len(lost["missing"]) < 130
@@ -182,10 +183,10 @@ def test_each_arm_is_compared_with_its_own_reference(frame: pd.DataFrame) -> Non
     frame.loc[frame["arm"].isin([HARD, "lost"]), "reference"] = HARD
     summary = summarise(frame, "test.accuracy", "max")
     assert summary["difference"].tolist() == pytest.approx([math.nan, -0.1, math.nan, math.nan], nan_ok=True)
-    assert list(summary["best"]) == [True, False, True, False]
+    assert list(summary["best"]) == [True, False, False, False]
     assert list(summary["is_reference"]) == [True, False, True, False]
     assert tables.latex(summary, "test.accuracy", "", "tab:x", []).count("\n\\addlinespace 50") == 1
-    assert tables.markdown(summary, "test.accuracy").count("**") == 4
+    assert tables.markdown(summary, "test.accuracy").count("**") == 2
 
 
 def test_a_wrong_metric_lists_the_right_ones(frame: pd.DataFrame) -> None:
@@ -199,7 +200,7 @@ def test_a_study_without_results_still_has_a_table(runs: Path) -> None:
     for path in runs.glob("*/record.json"):
         path.unlink()
     summary = summarise(gather(runs, "components"), "test.accuracy", "max")
-    assert not summary["best"].any()
+    assert not summary["best"].any() and bold_means(summary) == ["Nothing is bold: no arm has all its seeds yet."]
     assert list(summary["n"]) == [0] * 4
     assert re.search(r"\| full \(reference\) +\| – +\| 0/3 \|", tables.markdown(summary, "test.accuracy"))
 
@@ -226,10 +227,10 @@ def test_markdown_is_one_well_formed_table(summary: pd.DataFrame) -> None:
     lines = tables.markdown(summary, "test.accuracy").splitlines()
     assert len(lines) == 2 + len(summary)
     assert {len(re.findall(r"(?<!\\)\|", line)) for line in lines} == {8}
-    assert "| 92.0 ± 2.0 " in lines[2]
+    assert "| **92.0** ± 2.0 " in lines[2]
     assert "| 82.0 ± 1.7 " in lines[3]
     assert "−10.0 [−12.5, −7.5]" in lines[3]
-    assert "| **95.0** " in lines[4]
+    assert "| 95.0 " in lines[4]
     assert "1/3 | \u2007+5.0 " in lines[4]
     assert "54,210 | 1.12 |" in lines[4]
     assert r"50% of_all & #1 \~^\\{}\$" in lines[4]
@@ -243,7 +244,7 @@ def test_numbers_of_a_column_have_their_points_below_each_other(summary: pd.Data
 
 def test_losses_are_no_per_cents_and_costs_choose_their_unit(frame: pd.DataFrame, summary: pd.DataFrame) -> None:
     table = tables.markdown(summarise(frame, "test.loss", "min"), "test.loss")
-    assert "| 0.080 ± 0.020 " in table
+    assert "| **0.080** ± 0.020 " in table
     assert "Test loss" in table
     costs = ([1.2, 17.0], [2e-3, 0.0], [1e-6, math.nan])
     assert [cost_unit(pd.Series(cost)) for cost in costs] == ["GMAC", "MMAC", "kMAC"]
@@ -251,8 +252,8 @@ def test_losses_are_no_per_cents_and_costs_choose_their_unit(frame: pd.DataFrame
 
 
 def test_what_prints_the_same_is_bold_together(summary: pd.DataFrame) -> None:
-    summary.loc[0, "mean"] = 0.9498
-    assert tables.markdown(summary, "test.accuracy").count("**95.0**") == 2
+    summary.loc[1, "mean"] = 0.9198
+    assert tables.markdown(summary, "test.accuracy").count("**92.0**") == 2
 
 
 def test_latex_escapes_what_it_must(summary: pd.DataFrame) -> None:
@@ -261,7 +262,7 @@ def test_latex_escapes_what_it_must(summary: pd.DataFrame) -> None:
     assert r"50\% of\_all \& \#1 \textasciitilde{}\textasciicircum{}\textbackslash{}\{\}\$ &" in text
     assert r"\caption{100\% \& more}" in text
     assert text.isascii()
-    assert all(rule in text for rule in (r"\toprule", r"\midrule", r"\bottomrule", r"\llap{\textbf{95.0}}"))
+    assert all(rule in text for rule in (r"\toprule", r"\midrule", r"\bottomrule", r"\llap{\textbf{92.0}}"))
     assert tables.escape_latex("[a] σ\u0007中") == r"{}[a] $\sigma$??"
 
 

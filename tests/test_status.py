@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -11,8 +13,18 @@ import pytest
 from rich.console import Console
 
 from results.record import Manifest as Declared
-from results.record import RunRecord, run_folder, study_folder, write_json, write_manifest, write_record
-from studies import jobs, status
+from results.record import (
+    RunRecord,
+    TuningRecord,
+    run_folder,
+    study_folder,
+    write_json,
+    write_manifest,
+    write_record,
+    write_tuning,
+)
+from studies import jobs, search_status, status
+from studies.drive import sole_driver
 from studies.jobs import Array, InQueue
 from studies.status import logs, look, show_status
 
@@ -158,3 +170,37 @@ def test_the_status_of_five_thousand_runs_takes_under_three_seconds(
     began = time.monotonic()
     said = printed(tmp_path)
     assert time.monotonic() - began < 3 and "2000 pending: Priority" in said
+
+
+def test_a_search_is_shown_with_its_driver_and_its_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = submitted(tmp_path, [[], []], key="abcd0123")
+    write_json(folder / "array.json", json.loads((folder / "array.json").read_text()) | {"role": "worker"})
+    ids = [f"{i:016x}" for i in range(4)]
+    history = [
+        {"arm": "ldn", "trial": i, "values": {}, "run_ids": [run_id], "status": status, "reason": why, "metrics": {}}
+        for i, (run_id, status, why) in enumerate(
+            zip(ids, ("done", "failed", "running", "running"), ("", "KeyError: x", "", ""), strict=True)
+        )
+    ]
+    arms = {"ldn": {"base": "b", "left_out": [], "planned": 9, "counts": {}, "metrics": {"valid.accuracy": 0.75}}}
+    write_tuning(
+        study_folder(tmp_path, "s") / "trials.json",
+        TuningRecord(
+            study="s", source="s.py", space={}, trials=9, seeds=[1], objectives=["valid.accuracy"], pruner="none",
+            arms=arms, commit="c", dirty=False, history=history,
+        ),
+    )  # fmt: skip
+    write_json(run_folder(tmp_path, ids[2]) / "progress.json", REPORT | {"time": time.time()})
+    queue = {
+        ("abcd0123", 0): InQueue("12_0", "RUNNING", "None", "n2", "3:00:00"),
+        ("abcd0123", 1): InQueue("12_1", "PENDING", "Priority", "", "4:00:00"),
+    }
+    monkeypatch.setattr(search_status, "in_queue", lambda name: queue)
+    with sole_driver(study_folder(tmp_path, "s"), "s"):
+        said = printed(tmp_path)
+    assert re.search(r"ldn +1 +2 +5 +1 +valid.accuracy 0.75", said), said
+    assert "ldn, trial 1: failed: KeyError: x 0000000000000001" in said
+    assert "ldn, trial 2: step 40, loss 0.250" in said and "ldn, trial 3: waiting for a free slot" in said
+    assert f"driven by process {os.getpid()} on " in said
+    assert "1 worker job running" in said and "1 worker job pending (Priority)" in said
+    assert "7 trials to go, and nobody drives: `tune` goes on" in printed(tmp_path)

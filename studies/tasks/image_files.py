@@ -48,11 +48,17 @@ class Images:
     files: dict[str, dict[str, Any]]
 
 
+def missing_fashion_mnist(folder: Path) -> str:
+    """Which files are not there, and what to do; empty where all are."""
+    place = folder / "fashion-mnist"
+    remedy = f"download the four .gz files of https://github.com/zalandoresearch/fashion-mnist into {place}"
+    return missing_files(place, FASHION_MNIST_MD5, remedy)
+
+
 def read_fashion_mnist(folder: Path) -> Images:
     """The idx files in `folder / "fashion-mnist"`, packed by gzip or not."""
     place = folder / "fashion-mnist"
-    remedy = f"download the four .gz files of https://github.com/zalandoresearch/fashion-mnist into {place}"
-    contents = read_files(place, FASHION_MNIST_MD5, remedy)
+    contents = read_files(place, FASHION_MNIST_MD5, missing_fashion_mnist(folder))
 
     def idx(name: str, *shape: int) -> np.ndarray:
         return parse_idx(contents[name], shape, place / name)
@@ -64,11 +70,16 @@ def read_fashion_mnist(folder: Path) -> Images:
     return Images(train[:, None], train_labels, test[:, None], test_labels, compare(contents, FASHION_MNIST_MD5))
 
 
+def missing_cifar10(folder: Path) -> str:
+    """Which files are not there, and what to do; empty where all are."""
+    remedy = f"download https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz and unpack it in {folder}"
+    return missing_files(folder / "cifar-10-batches-bin", CIFAR10_MD5, remedy)
+
+
 def read_cifar10(folder: Path) -> Images:
     """The batches of the binary version in `folder / "cifar-10-batches-bin"`."""
     place = folder / "cifar-10-batches-bin"
-    remedy = f"download https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz and unpack it in {folder}"
-    contents = read_files(place, CIFAR10_MD5, remedy)
+    contents = read_files(place, CIFAR10_MD5, missing_cifar10(folder))
     batches = [parse_batch(content, 10_000, place / name) for name, content in contents.items()]
     *train, test = (images for images, _ in batches)
     *train_labels, test_labels = (labels for _, labels in batches)
@@ -78,14 +89,25 @@ def read_cifar10(folder: Path) -> Images:
     return Images(np.concatenate(train), np.concatenate(train_labels), test, test_labels, files)
 
 
-def read_files(place: Path, names: Iterable[str], remedy: str) -> dict[str, bytes]:
-    """The contents of the files `names` in `place`, unpacked where a file lies there as .gz."""
-    paths = {name: place / name if (place / name).exists() else place / f"{name}.gz" for name in names}
-    if missing := [name for name, path in paths.items() if not path.exists()]:
-        raise FileNotFoundError(
-            f"{place} lacks {', '.join(missing)}: {remedy}, or name another data folder by LDN_DATA or --data"
-        )
-    return {name: unpacked(path) for name, path in paths.items()}
+def missing_files(place: Path, names: Iterable[str], remedy: str) -> str:
+    """Which of the files `names` are not in `place`, and the remedy, in one sentence; empty where all are."""
+    absent = [name for name, path in _paths(place, names).items() if not path.exists()]
+    said = f"{place} lacks {', '.join(absent)}: {remedy}, or name another data folder by LDN_DATA or --data"
+    return said if absent else ""
+
+
+def read_files(place: Path, names: Iterable[str], missing: str = "") -> dict[str, bytes]:
+    """The contents of the files `names` in `place`, unpacked where a file lies there as .gz.
+
+    Raises FileNotFoundError with what is `missing`, if anything is.
+    """
+    if missing:
+        raise FileNotFoundError(missing)
+    return {name: unpacked(path) for name, path in _paths(place, names).items()}
+
+
+def _paths(place: Path, names: Iterable[str]) -> dict[str, Path]:
+    return {name: place / name if (place / name).exists() else place / f"{name}.gz" for name in names}
 
 
 def unpacked(path: Path) -> bytes:

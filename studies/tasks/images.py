@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ldn.classifier import InputSpec, TargetSpec
 from ldn.config import AtLeast
-from studies.tasks.image_files import Images, read_cifar10, read_fashion_mnist
+from studies.tasks.image_files import Images, missing_cifar10, missing_fashion_mnist, read_cifar10, read_fashion_mnist
 from studies.tasks.task import Data, Split, Task, fingerprint, floors
 
 VALID = 5_000
@@ -104,6 +104,9 @@ class FashionMNIST(ImageTask):
     def read(self, folder: Path) -> Images:
         return read_fashion_mnist(folder)
 
+    def missing(self, folder: Path) -> str:
+        return missing_fashion_mnist(folder)
+
 
 @dataclass(frozen=True, kw_only=True)
 class CIFAR10(ImageTask):
@@ -126,6 +129,9 @@ class CIFAR10(ImageTask):
 
     def read(self, folder: Path) -> Images:
         return read_cifar10(folder)
+
+    def missing(self, folder: Path) -> str:
+        return missing_cifar10(folder)
 
 
 def laid_out(images: Tensor, kind: Kind) -> Tensor:

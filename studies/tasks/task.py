@@ -72,6 +72,10 @@ class Task(Config, ABC):
         Raises FileNotFoundError or ValueError with one sentence that says what to put where.
         """
 
+    def missing(self, folder: Path) -> str:
+        """Which of its files are not there and what to do, in one sentence; empty where all are."""
+        return ""
+
     @abstractmethod
     def prepare(self, x: Tensor) -> Tensor:
         """A batch as stored -> as the model reads it (standardised, say); runs on the device, after augmentation."""
