@@ -21,7 +21,7 @@ test: .venv/.test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 test-slurm: .venv/.test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests/slurm
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --durations=12 tests/slurm
 
 bench: .venv/.suite
 	for script in $(filter-out gpu_check,$(basename $(notdir $(wildcard benchmarks/[a-z]*.py)))); do echo "== $$script"; $(BIN)/python -m benchmarks.$$script || exit 1; done

@@ -8,12 +8,13 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, median
 from typing import Any, TypeVar
 
 from results.record import RunRecord
 from studies.cluster import Cluster
 from studies.drive import Tally, survey
+from studies.meter import measure
 from studies.spec import RunSpec
 from studies.study import Cell
 
@@ -35,6 +36,7 @@ class Plan:
     slots: int
     max_array: int | None
     known: dict[str, float] = field(default_factory=dict)  # run id -> seconds, of arms with finished runs
+    modelled: dict[str, float] = field(default_factory=dict)  # the same of others, by their multiply-adds
     devices: list[str] = field(default_factory=list)  # on which those were measured
     notes: list[str] = field(default_factory=list)
 
@@ -60,6 +62,7 @@ def plan(
     jobs = split(list(specs.values()), cluster.runs_per_job)
     settled = [records[c.spec.run_id] for c in cells if c.spec.run_id in records and c.spec.run_id not in wanted]
     known, devices = measured(cells, records)
+    unknown = [spec for run_id, spec in specs.items() if run_id not in known]
     return Plan(
         cells=len(cells),
         done=sum(record.status == "done" for record in settled),
@@ -71,6 +74,7 @@ def plan(
         slots=slots or cluster.slots_for(threads),
         max_array=max_array,
         known={run_id: known[run_id] for run_id in specs if run_id in known},
+        modelled=modelled(unknown, list(records.values())),
         devices=devices,
         notes=tally.notes,
     )
@@ -93,6 +97,32 @@ def measured(cells: Sequence[Cell], records: dict[str, RunRecord]) -> tuple[dict
             taken.setdefault(cell.arm, []).append(sum(attempt.get("seconds", 0.0) for attempt in record.attempts))
             devices[str(record.attempts[-1].get("device", "unknown"))] = None
     return {c.spec.run_id: fmean(taken[c.arm]) for c in cells if c.arm in taken}, list(devices)
+
+
+def modelled(specs: Sequence[RunSpec], records: Sequence[RunRecord]) -> dict[str, float]:
+    """Seconds that runs of arms never measured may take: by the seconds a multiply-add of the study's finished runs.
+
+    Left out are those whose multiply-adds are not known before their data is loaded; where no run has finished, all
+    but those whose budget is in seconds.
+    """
+    rates = []
+    for record in records:
+        work = 3 * record.cost.get("gmac", 0.0) * record.spec.get("batch", 0) * record.steps
+        if record.status == "done" and work > 0:
+            rates.append(sum(attempt.get("seconds", 0.0) for attempt in record.attempts) / work)
+    gmac: dict[tuple[Any, Any], float] = {}
+    seconds = {}
+    for spec in specs:
+        budget, built = spec.budget, (spec.model, spec.task)
+        if budget.seconds is not None:
+            seconds[spec.run_id] = budget.seconds
+        elif rates and budget.gmacs is not None:
+            seconds[spec.run_id] = median(rates) * budget.gmacs
+        elif rates and budget.steps is not None:
+            if built not in gmac:
+                gmac[built] = measure(spec.model.build(spec.task.input, spec.task.target), spec.task.input).gmac
+            seconds[spec.run_id] = median(rates) * 3 * gmac[built] * spec.batch * budget.steps
+    return seconds
 
 
 def described(asked: Plan, name: str) -> list[str]:
@@ -119,17 +149,19 @@ def shown(parameters: dict[str, Any]) -> str:
 
 
 def estimate(asked: Plan) -> str:
-    """How long it may take, as far as runs of the same arms were measured."""
-    if not asked.known:
-        return "hours: unknown, no run of these arms was measured yet"
-    hours = sum(asked.known.values()) / 3600
+    """How long it may take, as far as runs of the same arms were measured, or others whose multiply-adds compare."""
+    seconds = asked.known | asked.modelled
+    if not seconds:
+        return "hours: unknown, no run of this study was measured yet"
     # of a job the slots share one allocation
-    allocated = sum(sum(asked.known.get(s.run_id, 0) for s in job) / min(asked.slots, len(job)) for job in asked.jobs)
-    allocated /= 3600
-    gpu = f" ({allocated * asked.cluster.gpus:.3g} GPU hours)" if asked.cluster.gpus else ""
-    missing = len(asked.runs) - len(asked.known)
-    beside = f"; {missing} runs of arms never measured come on top" if missing else ""
-    return (
-        f"hours: {hours:.3g} of training, {allocated:.3g} of jobs{gpu}, by the seconds that finished runs of the same "
-        f"arms took on {', '.join(asked.devices)}{beside}"
-    )
+    allocated = sum(sum(seconds.get(s.run_id, 0) for s in job) / min(asked.slots, len(job)) for job in asked.jobs)
+    gpu = f" ({allocated / 3600 * asked.cluster.gpus:.3g} GPU hours)" if asked.cluster.gpus else ""
+    total = f"hours: {sum(seconds.values()) / 3600:.3g} of training, {allocated / 3600:.3g} of jobs{gpu}"
+    said = []
+    if asked.known:
+        said.append(f"{len(asked.known)} runs by finished ones of the same arms on {', '.join(asked.devices)}")
+    if asked.modelled:
+        said.append(f"{len(asked.modelled)} by budgets in seconds, or by multiply-adds beside those of finished runs")
+    if missing := len(asked.runs) - len(seconds):
+        said.append(f"{missing} unknown, which come on top")
+    return f"{total}; {'; '.join(said)}"

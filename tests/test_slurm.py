@@ -103,13 +103,16 @@ def test_a_plan_takes_what_is_neither_done_nor_queued(tmp_path: Path) -> None:
     assert lines[0] == "6 runs: 2 done, 0 failed, 1 queued or running, 3 to submit"
     assert lines[1] == "2 jobs of 1 to 2 runs in 4 slots; 2 arrays (MaxArraySize 1)"
     assert "cpus_per_task=4" in lines[2] and "time=240" in lines[2]
-    # of the arms of those two runs the other seed is to come; of the third nothing was measured
-    assert re.match(r"hours: [\d.e-]+ of training, [\d.e-]+ of jobs, by .* took on cpu \(", lines[3])
+    # of one of these three an arm was measured, and by its multiply-adds the others are told
+    assert re.match(r"hours: [\d.e-]+ of training, [\d.e-]+ of jobs; 1 runs by finished ones .* on cpu \(", lines[3])
+    assert lines[3].endswith("; 2 by budgets in seconds, or by multiply-adds beside those of finished runs")
+    assert found.known.keys() | found.modelled.keys() == {spec.run_id for spec in found.runs}
+    assert all(seconds > 0 for seconds in found.modelled.values())
 
 
 def test_what_was_never_measured_has_unknown_hours(tmp_path: Path) -> None:
     found = plan(tmp_path / "runs", STUDY.cells(), Cluster(), 1)
-    assert described(found, "s")[-1] == "hours: unknown, no run of these arms was measured yet"
+    assert described(found, "s")[-1] == "hours: unknown, no run of this study was measured yet"
     assert "MaxArraySize unknown" in described(found, "s")[1] and len(found.arrays) == 1
 
 

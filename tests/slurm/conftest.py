@@ -9,6 +9,7 @@ from types import FrameType
 
 import pytest
 
+from tests.slurm.daemons import SlurmError
 from tests.slurm.machine import Machine, missing
 
 
@@ -22,8 +23,15 @@ def machine() -> Iterator[Machine]:
 
     for number in (signal.SIGTERM, signal.SIGHUP):  # which would end the tests without an end of what they started
         signal.signal(number, stop)
-    with Machine() as started:
+    started = Machine()
+    try:
+        started.start()
+    except SlurmError:  # a port that another program took meanwhile, say
+        started = Machine().start()
+    try:
         yield started
+    finally:
+        started.stop()
 
 
 @pytest.fixture(autouse=True)

@@ -37,12 +37,12 @@ LINEAR = RunSpec(
     model=LinearConfig(),
     task=CuedDigits(train=64, valid=32, test=32),
     batch=16,
-    budget=Budget(steps=1000, evaluations=5),
+    budget=Budget(steps=600, evaluations=5),
 )
-LDN = with_field(with_field(LINEAR, "model", LDNConfig(width=8, depth=1, heads=2)), "budget.steps", 150)
+LDN = with_field(with_field(LINEAR, "model", LDNConfig(width=8, depth=1, heads=2)), "budget.steps", 80)
 STUDY = Study(question="?", reference="linear", arms={"linear": LINEAR, "ldn": LDN}, seeds=range(30))
 """
-FACTS = 'time = "1:00:00"\npartition = "low"\ncpus = 2\nmemory = 3\nruns_per_job = 5\nparallel = 2\nsignal_delay = 10\n'
+FACTS = 'time = "1:00:00"\npartition = "low"\ncpus = 2\nmemory = 3\nruns_per_job = 10\nparallel = 2\nsignal_delay = 10\n'
 PATIENCE = 600  # seconds, for all runs to end
 
 

@@ -24,7 +24,7 @@ from tests.slurm.machine import Machine
 from tests.test_drive import LINEAR, Log, call, ids, outcomes, study
 
 TINY = study(factors={"model.steps": [0, 4], "model.attention": ["none"]}, seeds=range(8))  # 5 arms x 8 seeds
-LONG = study(arms={"ldn": with_field(LINEAR, "budget.steps", 4000)}, factors={})  # 2 runs
+LONG = study(arms={"ldn": with_field(LINEAR, "budget.steps", 2500)}, factors={})  # 2 runs
 HOUR = Cluster(time="1:00:00", runs_per_job=2, cpus=2, memory=3)
 
 

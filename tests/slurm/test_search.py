@@ -106,7 +106,7 @@ def test_forty_trials_survive_five_deaths_of_their_driver(machine: Machine, tmp_
 
 
 def test_a_driver_in_a_job_goes_on_when_it_is_queued_again(machine: Machine, tmp_path: Path) -> None:
-    path = declared(tmp_path, 8, 'objectives=("valid.accuracy", "cost.params"),')
+    path = declared(tmp_path, 30, 'objectives=("valid.accuracy", "cost.params"),')
     submitted = studies(tmp_path, "tune", str(path), "--on", "slurm", "--detach")
     printed = submitted.communicate(timeout=60)[0]
     assert submitted.returncode == 0 and "driven by job" in printed, printed
@@ -121,8 +121,10 @@ def test_a_driver_in_a_job_goes_on_when_it_is_queued_again(machine: Machine, tmp
     machine.call("scontrol", "requeue", driver.job_id)
     machine.wait_until(tuned_file(path).exists, "the winners are written", timeout=240)
     found = listed(tmp_path)
-    assert Counter(t["arm"] for t in found.history if t["status"] == "done") == {"linear": 8, "ldn": 8}, said(tmp_path)
-    assert attempts(tmp_path, found) == {1: 16}
+    assert Counter(t["arm"] for t in found.history if t["status"] == "done") == {"linear": 30, "ldn": 30}, said(
+        tmp_path
+    )
+    assert attempts(tmp_path, found) == {1: 60}
     assert json.loads(tuned_file(path).read_text())["arms"]["ldn"]["front"]
 
 
