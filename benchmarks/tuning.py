@@ -34,7 +34,7 @@ from studies.spec import Budget, RunSpec, canonical
 from studies.study import Cell, Study
 from studies.tasks.digits import CuedDigits
 from studies.train import Place
-from studies.tuning import Tuning, left
+from studies.tuning import Tuning
 
 TARGET = 0.050
 TRIALS, WORKERS, KILLS = 200, 4, 6
@@ -112,7 +112,7 @@ def overhead(runs: Path, trials: int, last: int) -> None:
     executor, watcher = Instant(runs), Silent()
     began = time.perf_counter()
     tally, found = tune(study(1, trials), "overhead", "benchmark", runs, executor, watcher)
-    if (tally.done, left(found)) != (trials, 0):
+    if (tally.done, found.left) != (trials, 0):
         raise RuntimeError(f"{tally.done} of {trials} trials are done")
     each = [later - earlier for earlier, later in zip([began, *watcher.ended], watcher.ended, strict=False)][-last:]
     low, _, high = quantiles(each, n=4)

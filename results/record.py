@@ -23,6 +23,7 @@ Files are written beside their place and renamed, so a reader sees the old one o
 from __future__ import annotations
 
 import dataclasses
+import errno
 import fcntl
 import hashlib
 import json
@@ -33,9 +34,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, get_args, get_origin, get_type_hints
+from typing import Any, BinaryIO, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 SCHEMA = 1
+STALE = 5  # times that a file is read again which was replaced just then
+T = TypeVar("T")
 UMASK = os.umask(0)
 os.umask(UMASK)
 Status = Literal["done", "diverged", "failed", "pruned", "cancelled", "lost"]
@@ -113,6 +116,12 @@ class TuningRecord:
     arms: dict[str, dict[str, Any]]
     history: list[dict[str, Any]] = field(default_factory=list)
     schema: int = SCHEMA
+
+    @property
+    def left(self) -> int:
+        """How many trials are not over yet."""
+        over = sum(trial["status"] not in ("running", "lost") for trial in self.history)
+        return sum(arm["planned"] for arm in self.arms.values()) - over
 
 
 CostStatus = Literal["done", "out of memory", "refused", "skipped", "failed"]
@@ -387,10 +396,30 @@ def _required(f: dataclasses.Field[Any]) -> bool:
     return f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
 
 
+def put_aside(runs: Path, run_id: str) -> None:
+    """Have a run that has ended run again: of its record only the attempts stay, where the next one finds them."""
+    record = read_record(runs, run_id)
+    if record is not None:
+        folder = run_folder(runs, run_id)
+        write_json(folder / "attempts.json", {"attempts": record.attempts})
+        (folder / "record.json").unlink()
+
+
+def read_again(read: Callable[[], T]) -> T:
+    """What `read` gives, however often another machine replaces the file meanwhile: NFS then calls it stale."""
+    for _ in range(STALE):
+        try:
+            return read()
+        except OSError as error:
+            if error.errno != errno.ESTALE:
+                raise
+    return read()
+
+
 def read_json(path: Path, remedy: str) -> dict[str, Any] | None:
     """The JSON object in `path`, None if there is no such file; CorruptFile (with `remedy`) if it holds none."""
     try:
-        plain = json.loads(path.read_bytes())
+        plain = json.loads(read_again(path.read_bytes))
     except FileNotFoundError:
         return None
     except ValueError as error:

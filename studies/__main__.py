@@ -166,7 +166,7 @@ def tune(
     from studies.display import winners
     from studies.drive import tune
     from studies.train import Place
-    from studies.tuning import freeze, left
+    from studies.tuning import freeze
 
     path = catalogue.source(name)
     study, place = catalogue.declared(path), Place(runs, data, device, threads, compile)
@@ -197,7 +197,7 @@ def tune(
             tally, found = tune(study, path.stem, declared_by(path), runs, executor, display, stopping, retry)
     say_notes(tally.notes, tally.fatal)
     console.print(winners(found))
-    if missing := left(found):
+    if missing := found.left:
         trials = sum(arm["planned"] for arm in found.arms.values())
         refuse(f"stopped with {missing} of {trials} trials to go; the same command goes on from here")
     written = freeze(found, path)

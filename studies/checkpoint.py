@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from results.record import write_atomically
+from results.record import read_again, write_atomically
 
 Weights = dict[str, Tensor]
 
@@ -105,10 +105,10 @@ def write_curve(path: Path, curve: list[dict[str, float]]) -> None:
 def read_curve(path: Path) -> list[dict[str, float]]:
     """The rows that `write_curve` has written so far; none where there is no such file."""
     try:
-        with path.open(newline="") as file:
-            return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+        text = read_again(path.read_text)
     except FileNotFoundError:
         return []
+    return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(io.StringIO(text))]
 
 
 def weights_hash(weights: Weights) -> str:

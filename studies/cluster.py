@@ -70,14 +70,8 @@ class Cluster(Config):
 
     def for_driver(self) -> Cluster:
         """What the job of a search's driver asks for."""
-        little: dict[str, Any] = {
-            "gpus": 0,
-            "cpus": 1,
-            "memory": DRIVER_MEMORY if self.memory else None,
-            "sbatch": {},
-            "driver": {},
-        }
-        return replace(self, **{**little, **self.driver})
+        little: dict[str, Any] = {"gpus": 0, "cpus": 1, "memory": self.memory and DRIVER_MEMORY, "constraint": None}
+        return replace(self, **little | {"sbatch": {}, "driver": {}} | self.driver)
 
     def parameters(self, name: str) -> dict[str, Any]:
         """What submitit is told of a job, by its own names."""

@@ -63,9 +63,7 @@ class Display:
 
 def outcome(record: RunRecord | None, ended: Ended) -> str:
     if record is None:
-        return (
-            "stopped; it goes on from its checkpoint next time" if ended.stopped else f"[red]{escape(ended.error)}[/]"
-        )
+        return "not ended; it goes on next time" if ended.stopped else f"[red]{escape(ended.error)}[/]"
     if record.status == "pruned":
         return f"[dim]{escape(record.reason)}[/]"
     if record.status != "done":

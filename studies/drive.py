@@ -6,11 +6,12 @@ import dataclasses
 import fcntl
 import os
 import platform
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import IO, Protocol, TypeVar
 
 from results.record import (
     CorruptFile,
@@ -30,6 +31,7 @@ from studies.spec import canonical
 from studies.study import Cell, Study, changes
 from studies.tuning import described
 
+GLANCE_SECONDS = 0.5  # for which `status` may hold a driver's lock, when it looks whether anyone does
 LOOK_SECONDS = 0.5  # at most, between two looks at what is running
 
 
@@ -115,15 +117,17 @@ def tune(
     watcher: Watcher,
     stopping: Callable[[], bool] = lambda: False,
     retry: bool = False,
+    patience: float = 0.0,
 ) -> tuple[Tally, TuningRecord]:
     """Give every arm of `study` the trials that its tuning asks for, as far as they are not there yet.
 
     Stopping and failures are as in `drive`; a run whose process died is tried again. The record holds all trials.
+    `patience` seconds it waits for another driver to end.
     Raises ValueError if the study declares no tuning.
     """
     if study.tuning is None:
         raise ValueError(f"study {name} declares no tuning: give its Study a tuning=Tuning(space=..., trials=...)")
-    with sole_driver(study_folder(runs, name), name):
+    with sole_driver(study_folder(runs, name), name, patience):
         search = Search(study, name, source, runs, retry)
         tally = Tally(cells=search.runs_wanted, notes=search.notes)
         for trial in (trial for arm in search.arms for trial in search.trials_of(arm) if trial.status):
@@ -250,12 +254,12 @@ def declare(study: Study, name: str, source: str, runs: Path, cells: list[Cell])
 
 
 @contextmanager
-def sole_driver(folder: Path, name: str) -> Iterator[None]:
-    """Hold the study's lock. Raises ValueError if someone else does."""
+def sole_driver(folder: Path, name: str, patience: float = 0.0) -> Iterator[None]:
+    """Hold the study's lock. Raises ValueError if someone else does, for more than `patience` seconds."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "driver.lock").open("a+") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(file, patience + GLANCE_SECONDS)
         except BlockingIOError:
             file.seek(0)
             raise ValueError(
@@ -266,3 +270,15 @@ def sole_driver(folder: Path, name: str) -> Iterator[None]:
         file.write(f"process {os.getpid()} on {platform.node()}\n")
         file.flush()
         yield
+
+
+def _lock(file: IO[str], patience: float) -> None:
+    until = time.monotonic() + patience
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() > until:
+                raise
+        time.sleep(0.1)

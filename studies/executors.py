@@ -102,8 +102,9 @@ class Inline(Executor):
 class Local(Executor):
     """A pool of processes on this machine, one for each place: the CPU's cores, or its GPUs."""
 
-    def __init__(self, places: list[Place], begin: Begin = "spawn") -> None:
+    def __init__(self, places: list[Place], begin: Begin = "spawn", patience: float = 30.0) -> None:
         self.slots = [Slot(place, begin) for place in places]
+        self.patience = patience  # seconds that `close` gives all of them to end
 
     def free(self) -> int:
         return sum(slot.run_id is None for slot in self.slots)
@@ -122,7 +123,10 @@ class Local(Executor):
 
     def close(self) -> None:
         for slot in self.slots:
-            slot.close()
+            slot.leave()
+        until = time.monotonic() + self.patience
+        for slot in self.slots:
+            slot.end(until - time.monotonic())
 
 
 class Slot:
@@ -174,11 +178,15 @@ class Slot:
         if self.process is not None and self.process.is_alive():
             self.process.terminate()
 
-    def close(self) -> None:
+    def leave(self) -> None:
         if self.process is not None:
             self.pipe.close()
             self.stop()
-            self.process.join(30)
+
+    def end(self, seconds: float) -> None:
+        """Kill the process if it has not ended in time."""
+        if self.process is not None:
+            self.process.join(max(seconds, 0))
             self.process.kill()
 
 

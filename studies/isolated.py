@@ -109,6 +109,7 @@ def _serve(pipe: Connection, build: Callable[[], Workload], device: torch.device
     """The life of a child: answer questions until the pipe closes."""
     torch.set_num_threads(threads)
     if device.type == "cpu":
+        pin(threads)
         limit_memory()
     workload: Workload | None = None
     with suppress(EOFError, OSError, KeyboardInterrupt):
@@ -147,6 +148,15 @@ def _answer(workload: Workload, question: str, device: torch.device, name: str, 
         else:
             work()
     return Metered(warm_up(work, device, seconds), held.bytes - workload.idle, traffic.bytes)
+
+
+def pin(threads: int) -> None:
+    """Keep this process on as many cores as it has threads, the same for all children: not all cores are equally fast.
+
+    Where another takes from one of them, a child that stayed there would be measured as slower than the others.
+    """
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-threads:])
 
 
 def limit_memory() -> None:

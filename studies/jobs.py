@@ -71,10 +71,10 @@ def all_arrays(runs: Path, name: str = "*") -> list[tuple[str, Array]]:
 def in_queue(name: str) -> dict[tuple[str, int], InQueue]:
     """The jobs of a study that SLURM holds, pending or running, by their array's key and their place in it."""
     fields = ("%j", "%F", "%K", "%T", "%r", "%N", "%L")
-    said = ask("squeue", "--noheader", "--array", f"--user={getpass.getuser()}", f"--format={'|'.join(fields)}")
+    said = ask("squeue", "--noheader", "--array", "--all", "--user", getpass.getuser(), "--format", "|".join(fields))
     jobs = {}
     for line in said.splitlines():
-        title, job_id, index, state, reason, node, left = line.split("|")
+        title, job_id, index, state, reason, node, left = line.rsplit("|", len(fields) - 1)
         study, _, key = title.rpartition(".")
         if study == name:
             whole = job_id if not index.isdecimal() else f"{job_id}_{index}"
@@ -116,9 +116,15 @@ def cancel(runs: Path, name: str) -> int:
     mark = cancel_mark(runs, name)
     if mark.parent.exists():
         mark.touch()
-    jobs = in_queue(name)
+    return end_jobs(name, arrays(runs, name))
+
+
+def end_jobs(name: str, submitted: Iterable[Array]) -> int:
+    """Take the jobs of these arrays out of SLURM's queue; how many it were."""
+    keys = {array.key for array in submitted}
+    jobs = [job.job_id for (key, _), job in in_queue(name).items() if key in keys] if keys else []
     if jobs:
-        ask("scancel", *sorted({job.job_id.partition("_")[0] for job in jobs.values()}))
+        ask("scancel", *sorted({job.partition("_")[0] for job in jobs}))
     return len(jobs)
 
 

@@ -2,7 +2,7 @@
 
 A run is one file, at any moment in one place: `offers/ID.json`, which any worker may take; `taken/WORKER/ID.json`,
 which that worker holds; `ended/ID.json`, which the driver removes. Of several that rename a file one succeeds. What
-became of a run, its record says; so any of this may be lost, and is offered again.
+became of a run, its record says; so any of this may be lost: the driver offers again what is in no place.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from results.record import read_json, write_json
 from studies.spec import RunSpec, canonical, from_plain
 
 OVER = "over"  # a file: no more runs will be offered
-LEFT = ".left"  # a file of a worker's: it has ended by itself
+GOOD = ".good"  # a file of a worker's: it has ended a run, or has left by itself
 REMEDY = "delete it; the next driver offers its run again"
 IDLE_SECONDS = 60.0  # that a worker waits for a run
 
@@ -46,7 +46,7 @@ class Offers:
         """The runs that have ended since the last call."""
         paths = list(_runs(self.over))
         for path in paths:
-            path.unlink()
+            path.unlink(missing_ok=True)
         return [path.stem for path in paths]
 
     def held(self) -> dict[str, list[str]]:
@@ -54,16 +54,29 @@ class Offers:
         with os.scandir(self.taken) as found:
             return {worker.name: sorted(path.stem for path in _runs(Path(worker.path))) for worker in found}
 
+    def placed(self) -> set[str]:
+        """The runs that are in any place."""
+        # in the order in which they go from one to the next, so that none is missed
+        found = {path.stem for path in _runs(self.offers)}
+        found |= {run_id for ids in self.held().values() for run_id in ids}
+        return found | {path.stem for path in _runs(self.over)}
+
     def give_back(self, worker: str) -> bool:
-        """Offer again what a worker that is gone has taken. Whether it had left by itself."""
+        """Offer again what a worker that is gone has taken. Whether it had been good for anything."""
         home = self.taken / worker
         for path in _runs(home):
-            path.rename(self.offers / path.name)  # with its time: it comes first
-        left = (home / LEFT).exists()
-        (home / LEFT).unlink(missing_ok=True)
-        with suppress(OSError):  # another look finds it
+            with suppress(FileNotFoundError):  # the worker is not gone, and has just ended this run
+                path.rename(self.offers / path.name)  # with its time: it comes first
+        good = (home / GOOD).exists()
+        (home / GOOD).unlink(missing_ok=True)
+        with suppress(OSError):  # it has taken another one meanwhile
             home.rmdir()
-        return left
+        return good
+
+    def withdraw(self) -> None:
+        """Nothing that nobody has taken is to be run any more."""
+        for path in _runs(self.offers):
+            path.unlink(missing_ok=True)
 
     def close(self) -> None:
         """Nothing more will be offered: workers need not wait."""
@@ -80,7 +93,6 @@ class Taker:
         self.offers, self.mine, self.over = folder / "offers", folder / "taken" / worker, folder / "ended"
         self.end = folder / OVER
         self.mine.mkdir(parents=True, exist_ok=True)
-        (self.mine / LEFT).unlink(missing_ok=True)
         self.former = _by_age(self.mine)
         self.idle_since = time.monotonic()
 
@@ -104,6 +116,7 @@ class Taker:
         self.idle_since = time.monotonic()
         with suppress(FileNotFoundError):  # it was given to another, who says the same
             (self.mine / f"{run_id}.json").rename(self.over / f"{run_id}.json")
+            (self.mine / GOOD).touch()
 
     def expects(self) -> bool:
         return not self.end.exists() and time.monotonic() - self.idle_since < IDLE_SECONDS
@@ -113,7 +126,8 @@ class Taker:
 
     def leave(self) -> None:
         """This worker ends, and holds nothing."""
-        (self.mine / LEFT).touch()
+        self.mine.mkdir(exist_ok=True)
+        (self.mine / GOOD).touch()
 
 
 def _runs(folder: Path) -> Iterator[Path]:

@@ -34,7 +34,7 @@ def pool(runs: Path, data: Path, device: str, slots: int, threads: int, compile:
         importlib.import_module(name)
     with ProcessPoolExecutor(1, mp_context=get_context("fork")) as apart:
         found: list[Place] = apart.submit(places, runs, data, device, slots, threads, compile).result()
-    return Local(found, "fork")
+    return Local(found, "fork", patience=2.0)
 
 
 class Supply(Protocol):
@@ -79,14 +79,16 @@ def pack(
     stopping: Callable[[], bool] = lambda: False,
     grace: float = 60.0,
     say: Callable[[str], None] = lambda line: None,
+    losses: int = LOSSES,
 ) -> list[str]:
     """Train the runs of `supply` that have no record yet; the ids of those that are left when `stopping` has said so.
 
-    Then running runs write their checkpoints, for which they have `grace` seconds. Raises OSError on a full disk.
+    Then running runs write their checkpoints, for which they have `grace` seconds. A run whose process dies is tried
+    again at most `losses` times. Raises OSError on a full disk.
     """
     again: deque[RunSpec] = deque()  # whose process has died
     running: dict[str, RunSpec] = {}
-    losses: Counter[str] = Counter()
+    lost: Counter[str] = Counter()
     left: list[str] = []
     until, full = float("inf"), ""
     while True:
@@ -117,12 +119,13 @@ def pack(
                 say(f"run {ended.run_id} {_ending(runs, ended)}")
                 continue
             if ended.error and _is_open(runs, ended.run_id, say):
-                losses[ended.run_id] += 1
-                if losses[ended.run_id] <= LOSSES:
+                lost[ended.run_id] += 1
+                if lost[ended.run_id] <= losses:
                     say(f"run {ended.run_id}: {ended.error}, tried again")
                     again.append(spec)
                     continue
-                reason = f"{ended.error}, {losses[ended.run_id]} times"
+                times = lost[ended.run_id]
+                reason = ended.error if times == 1 else f"{ended.error}, {times} times"
                 write_record(runs, RunRecord(run_id=spec.run_id, spec=canonical(spec), status="lost", reason=reason))
             say(f"run {ended.run_id} {_ending(runs, ended)}")
             supply.ended(ended.run_id)

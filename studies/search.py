@@ -22,7 +22,16 @@ from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner
 from optuna.samplers import TPESampler
 from optuna.trial import TrialState, create_trial
 
-from results.record import RunRecord, TuningRecord, read_record, read_tuning, run_folder, study_folder, write_tuning
+from results.record import (
+    RunRecord,
+    TuningRecord,
+    put_aside,
+    read_record,
+    read_tuning,
+    run_folder,
+    study_folder,
+    write_tuning,
+)
 from studies.checkpoint import read_curve
 from studies.journal import Direction, Journal, quiet
 from studies.provenance import commit
@@ -219,7 +228,6 @@ class Search:
             )
         self.listed: dict[str, list[dict[str, Any]]] = {}  # by arm
         self.waiting: list[tuple[Trial, Cell]] = []
-        self.repeated: set[str] = set()  # runs that have a record and are to be run all the same
         for arm in self.arms:
             if arm.anew:
                 self.notes.append(f"{arm.label}: what is asked has changed, so its tuning begins anew")
@@ -227,7 +235,8 @@ class Search:
                 self.waiting += [(trial, cell) for cell in trial.cells]
             again = {"lost", *(("failed", "diverged") if retry else ())}
             for trial in [t for t in arm.trials.values() if t.status in again and t.number not in arm.replaced]:
-                self.repeated |= {i for i, record in trial.records.items() if record.status != "done"}
+                for run_id in (i for i, record in trial.records.items() if record.status != "done"):
+                    put_aside(runs, run_id)
                 arm.again(trial)
         self.changed = {arm.label for arm in self.arms}
         self.written = 0.0
@@ -254,7 +263,7 @@ class Search:
 
     def known(self, cell: Cell) -> RunRecord | None:
         record = read_record(self.runs, cell.spec.run_id)
-        if record is None or record.run_id in self.repeated or record.status in ("lost", "cancelled"):
+        if record is None or record.status in ("lost", "cancelled"):
             return None
         return None if record.status == "pruned" and self.tuning.pruner == "none" else record
 
@@ -286,7 +295,6 @@ class Search:
     def tell(self, trial: Trial, cell: Cell, record: RunRecord | None) -> bool:
         if record is None:  # stopped: it stays open
             return True
-        self.repeated.discard(record.run_id)
         if record.status == "lost" and (losses := trial.losses[record.run_id]) < LOSSES:
             trial.losses[record.run_id] = losses + 1
             self.waiting.append((trial, cell))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,7 @@ from rich.text import Text
 
 from results.record import is_held, read_record, read_tuning, study_folder, unfinished
 from studies.jobs import arrays, in_queue
-from studies.status import described, progress_of
-from studies.tuning import left
+from studies.status import FRESH_SECONDS, described, progress_of
 
 COLUMNS = ("done", "pruned", "running", "to go", "failed")
 
@@ -42,14 +42,15 @@ def search_shown(runs: Path, name: str) -> tuple[Group | None, bool]:
             elif trial["status"] not in ("done", "pruned"):
                 reason = f"{label}, trial {trial['trial']}: {trial['status']}: {trial['reason']} "
                 lines.append(Text(reason).append(" ".join(trial["run_ids"]), "dim"))
-    lines += [Text(line) for line in _who(runs, name, left(record))]
-    return Group(table, *lines), left(record) > 0
+    lines += [Text(line) for line in _who(runs, name, record.left)]
+    return Group(table, *lines), record.left > 0
 
 
 def _line(runs: Path, trial: dict[str, Any], run_id: str) -> Text:
     record, where = read_record(runs, run_id), progress_of(runs, run_id)
     state = "waiting for a free slot" if record is None else str(record.status)
-    if record is None and (where or unfinished(runs, run_id)[0] == "running"):
+    fresh = time.time() - where.get("time", 0.0) < FRESH_SECONDS
+    if record is None and (fresh or unfinished(runs, run_id)[0] == "running"):
         state = f"step {where['step']}, {described(where)}" if where else "starting"
     return Text(f"{trial['arm']}, trial {trial['trial']}: {state} ").append(run_id, "dim")
 

@@ -9,18 +9,18 @@ import signal
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import submitit
 
-from results.record import read_record, run_folder, study_folder, write_json
+from results.record import put_aside, study_folder, write_json
 from studies.cluster import Cluster
 from studies.drive import declare, sole_driver
 from studies.executors import ASKING
 from studies.jobs import Array, max_array_size, queued_runs
-from studies.packed import Listed, Supply, pack, pool
+from studies.packed import LOSSES, Listed, Supply, pack, pool
 from studies.plan import Plan, plan
 from studies.snapshot import snapshot
 from studies.spec import canonical, from_plain
@@ -66,6 +66,7 @@ class Job(Stoppable):
     place: Place
     slots: int
     grace: float
+    losses: ClassVar[int] = LOSSES
 
     @abstractmethod
     def supply(self) -> Supply:
@@ -75,7 +76,7 @@ class Job(Stoppable):
         at = self.place
         executor = pool(at.runs, at.data, at.device, self.slots, at.threads, at.compile)
         try:
-            left = pack(self.supply(), executor, at.runs, stopping, self.grace, say)
+            left = pack(self.supply(), executor, at.runs, stopping, self.grace, say, self.losses)
         finally:
             executor.close()
         return f"{len(left)} runs" if left else ""
@@ -122,7 +123,7 @@ def launch(
         if not asked.jobs:
             return asked
         code = snapshot(runs)
-        place = Place(runs.resolve(), place.data.resolve(), place.device, place.threads, place.compile)
+        place = absolute(place)
         for jobs in asked.arrays:
             for spec in (spec for job in jobs for spec in job):
                 put_aside(runs, spec.run_id)
@@ -133,6 +134,10 @@ def launch(
             array = Array(secrets.token_hex(4), ids, time.time(), str(code), asked.slots)
             submit(packed, array, study_folder(runs, name).resolve(), cluster)
     return asked
+
+
+def absolute(place: Place) -> Place:
+    return replace(place, runs=place.runs.resolve(), data=place.data.resolve())
 
 
 def submit(jobs: Sequence[Callable[[], Any]], array: Array, folder: Path, cluster: Cluster) -> None:
@@ -150,6 +155,7 @@ def submit(jobs: Sequence[Callable[[], Any]], array: Array, folder: Path, cluste
     teardown = AGAIN.format(times=cluster.requeues).splitlines()
     extra = {"requeue": True, **cluster.sbatch}
     executor.update_parameters(**parameters, setup=setup, teardown=teardown, additional_parameters=extra)
+    shielded = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # sbatch too: it ends what it has begun
     config = {name: os.environ[name] for name in ("SLURM_CONF",) if name in os.environ}
     try:
         with submitit.helpers.clean_env():
@@ -157,20 +163,13 @@ def submit(jobs: Sequence[Callable[[], Any]], array: Array, folder: Path, cluste
             with executor.batch():
                 submitted = [executor.submit(job) for job in jobs]
     except (RuntimeError, OSError) as error:
-        shutil.rmtree(home)
+        shutil.rmtree(home, ignore_errors=True)
         raise ValueError(f"SLURM refused: {' '.join(str(error).split())}") from None
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, shielded)
     array.job_id = submitted[0].job_id.partition("_")[0]
     write_json(home / "array.json", asdict(array))
 
 
 def _quoted(path: str) -> str:
     return "'" + path.replace("'", "'\\''") + "'"
-
-
-def put_aside(runs: Path, run_id: str) -> None:
-    """Have a run that has ended run again: of its record only the attempts stay, where the next one finds them."""
-    record = read_record(runs, run_id)
-    if record is not None:
-        folder = run_folder(runs, run_id)
-        write_json(folder / "attempts.json", {"attempts": record.attempts})
-        (folder / "record.json").unlink()

@@ -211,9 +211,28 @@ def logs(runs: Path, run: str, lines: int) -> tuple[list[Path], list[str]]:
             for run_id in job:
                 if run_id.startswith(run):
                     found.setdefault(run_id, []).append(log_of(runs, name, array, index))
+    if not found:
+        found = _of_searches(runs, run)
     if len(found) != 1:
         which = f"{len(found)} runs that begin with {run!r}" if found else f"no run {run!r}"
         raise ValueError(f"jobs on a cluster were given {which}; `python -m studies status NAME` shows the ids")
     ((run_id, paths),) = found.items()
     record = read_record(runs, run_id)
     return paths, tail(paths[-1], lines) + (record.traceback.splitlines() if record else [])
+
+
+def _of_searches(runs: Path, run: str) -> dict[str, list[Path]]:
+    """Where the jobs have written that took a run from a search's driver: its attempts name them."""
+    homes = {
+        f"{array.job_id}_{index}" if len(array.jobs) > 1 else array.job_id: log_of(runs, name, array, index)
+        for name, array in all_arrays(runs)
+        for index in range(len(array.jobs))
+    }
+    found: dict[str, list[Path]] = {}
+    for folder in runs.glob(f"{run}*"):
+        record = read_record(runs, folder.name)
+        started = record.attempts if record else (read_json(folder / "attempts.json", "") or {}).get("attempts", [])
+        paths = [homes[job] for attempt in started if (job := attempt.get("slurm_job")) in homes]
+        if paths:
+            found[folder.name] = list(dict.fromkeys(paths))
+    return found

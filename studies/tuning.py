@@ -173,12 +173,6 @@ def described(tuned: TuningRecord) -> str:
     )
 
 
-def left(record: TuningRecord) -> int:
-    """How many trials are not over yet."""
-    over = sum(trial["status"] not in ("running", "lost") for trial in record.history)
-    return sum(arm["planned"] for arm in record.arms.values()) - over
-
-
 def freeze(record: TuningRecord, source: Path) -> Path:
     """Write the winners beside the study's file, for `run` to use. All trials must be over.
 

@@ -7,38 +7,40 @@ job of its own.
 
 from __future__ import annotations
 
-import dataclasses
+import os
 import secrets
 import time
-from collections.abc import Callable, Iterable
-from contextlib import closing
+from collections.abc import Callable
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from rich.console import Console
 
-from results.record import read_tuning, study_folder
+from results.record import put_aside, read_tuning, run_folder, study_folder
 from studies.cluster import Cluster
 from studies.display import Display, winners
 from studies.drive import sole_driver, tune
 from studies.executors import Ended, Executor
-from studies.jobs import Array, arrays, cancel_mark, in_queue, log_of, max_array_size
+from studies.jobs import Array, arrays, cancel_mark, end_jobs, in_queue, log_of, max_array_size
 from studies.offers import Offers, Taker
 from studies.packed import Supply
 from studies.plan import shown, split
-from studies.slurm import Job, Stoppable, put_aside, submit
+from studies.slurm import Job, Stoppable, absolute, submit
 from studies.snapshot import snapshot
 from studies.spec import RunSpec
 from studies.status import tail
 from studies.study import Study
 from studies.train import Place
-from studies.tuning import freeze, left, searched
+from studies.tuning import freeze, searched
 
 FOLDER = "offered"  # in the study's
 LOOK_SECONDS = 0.1  # between two looks at what has ended
 ASK_SECONDS = 10.0  # between two questions to SLURM
-BROKEN = 4  # workers that end without having ended a run, one after another, until the driver gives up
+BROKEN = 4  # workers that come to nothing, one after another, until the driver gives up
+REFUSED = 60  # submissions that SLURM refuses, one after another, though it had accepted others before
+LOCK_SECONDS = 180.0  # that a driver's next life waits for the lock of its last, which a lost node may seem to hold
 
 
 @dataclass
@@ -47,6 +49,7 @@ class Worker(Job):
 
     folder: Path
     name: str
+    losses: ClassVar[int] = 0  # the driver has it tried again
 
     def supply(self) -> Supply:
         return Taker(self.folder, self.name)
@@ -65,54 +68,59 @@ class Workers(Executor):
     """
 
     def __init__(self, study: Study, name: str, cluster: Cluster, place: Place, slots: int | None) -> None:
-        self.name, self.cluster, self.place = name, cluster, _absolute(place)
+        self.name, self.cluster, self.place = name, cluster, absolute(place)
         self.slots = slots or cluster.slots_for(place.threads)
         self.most = capacity(study, cluster, self.slots)
         self.study = study_folder(self.place.runs, name)
         self.largest = max_array_size()
-        self.out: set[str] = set()  # runs that were submitted and have not ended
-        self.held: set[str] = set()  # runs that workers of a former driver have
+        self.out: dict[str, RunSpec] = {}  # runs that were submitted and have not ended
+        self.told: set[str] = set()  # those of which a worker says that they have
         self.over: list[Ended] = []
         self.next_question = 0.0  # to SLURM
-        self.mine: set[str] = set()  # the workers that this driver has submitted
-        self.gone: set[str] = set()
-        self.broken = 0
+        self.mine: set[str] = set()  # the workers that this driver has submitted and that were not gone yet
+        self.good: set[str] = set()  # workers that were good for something
+        self.broken: list[str] = []  # those that were not, since a run has ended
+        self.refused = 0  # submissions, one after another
         self.stopped = True  # until it begins
 
     def begin(self) -> None:
         self.cancelled = cancel_mark(self.place.runs, self.name)
         self.cancelled.unlink(missing_ok=True)
-        self.code = snapshot(self.place.runs)
+        self.code = str(snapshot(self.place.runs))
         self.offers = Offers(self.study / FOLDER)
-        self.held = {run_id for ids in self.offers.held().values() for run_id in ids}
+        self.former = self.offers.placed()  # what workers have that a former driver has started
+        with suppress(ValueError):  # SLURM does not answer at the moment
+            end_jobs(self.name, [array for array in self._arrays() if array.code != self.code])
         self.stopped = False
 
     def free(self) -> int:
         return 0 if self.stopped else self.most - len(self.out)
 
     def submit(self, spec: RunSpec) -> None:
-        if spec.run_id not in self.held:  # by a worker that a former driver has started
+        self.out[spec.run_id] = spec
+        if not (spec.run_id in self.former and spec.run_id in self.offers.placed()):
             put_aside(self.place.runs, spec.run_id)
             self.offers.offer(spec)
-        self.held.discard(spec.run_id)
-        self.out.add(spec.run_id)
 
     def ended(self, seconds: float) -> list[Ended]:
         until = time.monotonic() + seconds
-        if self.cancelled.exists():
-            self.stop()
+        if not self.stopped and self.cancelled.exists():
+            self._cancel()
         while not self.stopped:
-            self.over += [Ended(run_id) for run_id in self.offers.ended() if run_id in self.out]
+            self.told |= set(self.offers.ended()) & self.out.keys()
+            self.over += [Ended(run_id) for run_id in sorted(self.told) if _has_record(self.place.runs, run_id)]
             if self.over or time.monotonic() > until:
                 break
             time.sleep(LOOK_SECONDS)
         if self.over:
-            self.broken = 0
+            self.broken = []
         if not self.stopped and time.monotonic() > self.next_question:
             self._see_to_workers()
             self.next_question = time.monotonic() + ASK_SECONDS
         over, self.over = self.over, []
-        self.out -= {ended.run_id for ended in over}
+        for ended in over:
+            self.out.pop(ended.run_id)
+            self.told.discard(ended.run_id)
         return over
 
     def stop(self) -> None:
@@ -123,58 +131,83 @@ class Workers(Executor):
         if not self.stopped and not self.out:
             self.offers.close()
 
+    def _cancel(self) -> None:
+        self.offers.withdraw()
+        with suppress(ValueError):  # those submitted since somebody has cancelled
+            end_jobs(self.name, self._arrays())
+        self.stop()
+
+    def _arrays(self) -> list[Array]:
+        return [array for array in arrays(self.place.runs, self.name) if array.role == "worker"]
+
     def _see_to_workers(self) -> None:
-        """Offer again what workers have held that do not run, and submit as many as are missing."""
-        submitted = {array.key: array for array in arrays(self.place.runs, self.name) if array.role == "worker"}
+        """Offer again what is in the hands of none that works, and submit as many as are missing."""
+        keys = {array.key for array in self._arrays()}
         held = self.offers.held()
         try:
-            queue = {_named(*place): job for place, job in in_queue(self.name).items() if place[0] in submitted}
+            queue = {_named(*at): job for at, job in in_queue(self.name).items() if at[0] in keys}
         except ValueError:  # SLURM does not answer at the moment
             return
-        for worker in set(held) & {worker for worker, job in queue.items() if job.state == "PENDING"}:
-            self.offers.give_back(worker)  # it was queued again, and may wait for long
-        known = {_named(array.key, index) for array in submitted.values() for index in range(len(array.jobs))}
-        for worker in (known | set(held)) - set(queue) - self.gone:
-            left_by_itself = self.offers.give_back(worker)
-            if worker in self.mine:
-                self.broken += not left_by_itself
-            self.gone.add(worker)
-        if self.broken >= BROKEN:
-            self._give_up(submitted.values())
+        stuck = {worker for worker, job in queue.items() if "held" in job.reason.lower()}
+        waiting = {worker for worker, job in queue.items() if job.state == "PENDING"} - stuck
+        working = {worker for worker, job in queue.items() if job.state not in ("PENDING", "COMPLETING")}
+        good = {
+            worker: self.offers.give_back(worker) for worker in set(held) - working
+        }  # a run's lock keeps others off
+        for worker in sorted(self.mine - working - waiting - (queue.keys() - stuck)):
+            self.mine.discard(worker)
+            if not good.get(worker):
+                self.broken.append(worker)
+        for run_id in self.out.keys() - self.told - self.offers.placed():
+            self.offers.offer(self.out[run_id])
+        if len(self.broken) >= BROKEN:
+            self._give_up()
             return
-        missing = -(-len(self.out) // self.slots) - len(queue)
+        missing = -(-len(self.out) // self.slots) - len(working) - len(waiting)
         if missing > 0 and self.offers.waiting():
             self._submit(missing)
 
     def _submit(self, missing: int) -> None:
         for part in split(range(missing), self.largest):
             key, folder = secrets.token_hex(4), self.study / FOLDER
-            array = Array(key, [[] for _ in part], time.time(), str(self.code), self.slots, role="worker")
+            array = Array(key, [[] for _ in part], time.time(), self.code, self.slots, role="worker")
             names = [_named(key, index) for index in range(len(part))]
-            grace = self.cluster.signal_delay * 0.8
+            grace = self.cluster.signal_delay * 0.7
             try:
                 submit(
                     [Worker(self.place, self.slots, grace, folder, n) for n in names], array, self.study, self.cluster
                 )
             except ValueError as error:
-                self._end_all(error=str(error), fatal=True)
+                self.refused += 1
+                if not self.mine or self.refused >= REFUSED:  # what was accepted before may be again
+                    self._end_all(error=str(error), fatal=True)
                 return
+            self.refused = 0
             self.mine |= set(names)
 
-    def _give_up(self, submitted: Iterable[Array]) -> None:
-        newest = max(submitted, key=lambda array: array.submitted)
-        log = log_of(self.place.runs, self.name, newest, 0)
-        said = " ".join(tail(log, 1)) or "nothing"
-        reason = f"{self.broken} jobs have ended before any of their runs had; the last one said: {said} ({log})"
+    def _give_up(self) -> None:
+        key, _, index = self.broken[-1].partition(".")
+        array = next(array for array in self._arrays() if array.key == key)
+        log = log_of(self.place.runs, self.name, array, int(index))
+        said = [line for line in tail(log, 20) if not line.startswith(("srun:", "slurmstepd:"))]
+        reason = (
+            f"{len(self.broken)} jobs have ended before any of their runs had; the last one said: "
+            f"{said[-1] if said else 'nothing'} ({log})"
+        )
         self._end_all(error=reason, fatal=True)
 
     def _end_all(self, **how: Any) -> None:
         self.stopped = True
-        self.over += [Ended(run_id, **how) for run_id in sorted(self.out - {ended.run_id for ended in self.over})]
+        over = {ended.run_id for ended in self.over}
+        self.over += [Ended(run_id, **how) for run_id in self.out if run_id not in over]
 
 
-def _absolute(place: Place) -> Place:
-    return dataclasses.replace(place, runs=place.runs.resolve(), data=place.data.resolve())
+def _has_record(runs: Path, run_id: str) -> bool:
+    """By a listing of the folder: a network file system may remember for long that a file was not there."""
+    for folder in (run_folder(runs, run_id), runs):
+        with suppress(FileNotFoundError):
+            return "record.json" in os.listdir(folder)
+    return False
 
 
 def _named(key: str, index: int) -> str:
@@ -202,7 +235,7 @@ def foreseen(study: Study, name: str, cluster: Cluster, place: Place, slots: int
     most = capacity(study, cluster, slots)
     wanted = sum(wanted_trials(study))
     record = read_tuning(study_folder(place.runs, name) / "trials.json")
-    over = 0 if record is None else wanted - left(record)
+    over = 0 if record is None else wanted - record.left
     seeds = len(study.tuning.seeds)
     return [
         f"{wanted} trials x {seeds} seed{'s'[: seeds > 1]}: {over} over, {wanted - over} to go",
@@ -225,7 +258,7 @@ def detached(
                     f"`python -m studies status {name}` shows how far it is"
                 )
         array = Array(secrets.token_hex(4), [[]], time.time(), str(snapshot(place.runs)), 1, role="driver")
-        driver = Driver(study, name, source, path.resolve(), cluster, _absolute(place), slots, retry)
+        driver = Driver(study, name, source, path.resolve(), cluster, absolute(place), slots, retry)
         submit([driver], array, folder.resolve(), cluster.for_driver())
     return array.job_id
 
@@ -246,12 +279,15 @@ class Driver(Stoppable):
     def work(self, stopping: Callable[[], bool]) -> str:
         console, runs = Console(force_terminal=False, width=160), self.place.runs
         made = Workers(self.study, self.name, self.cluster, self.place, self.slots)
+        lives = int(os.environ.get("SLURM_RESTART_COUNT", 0))  # a later one only goes on
         with Display(console, runs, self.name) as display, closing(made) as executor:
-            tally, found = tune(self.study, self.name, self.source, runs, executor, display, stopping, self.retry)
-        self.retry = False  # when this job is queued again it only goes on
+            tally, found = tune(
+                self.study, self.name, self.source, runs, executor, display, stopping, self.retry and not lives,
+                patience=LOCK_SECONDS if lives else 0.0,
+            )  # fmt: skip
         if tally.fatal:
             raise SystemExit(tally.fatal)
-        if missing := left(found):
+        if missing := found.left:
             return f"{missing} trials"
         console.print(winners(found))
         console.print(f"written to {freeze(found, self.path)}")

@@ -660,7 +660,7 @@ def test_the_command_stopped_by_ctrl_c_or_killed_goes_on_when_called_again(tmp_p
     os.killpg(stopped.pid, signal.SIGINT)
     said, errors = stopped.communicate(timeout=60)
     assert stopped.returncode == 2 and "Traceback" not in said + errors, errors
-    assert "it goes on from its checkpoint next time" in said and "the same command goes on from here" in errors
+    assert "it goes on next time" in said and "the same command goes on from here" in errors
 
     source = str((tmp_path / "mine.py").resolve())
     tally = drive(TWO_LONG, "mine", source, runs, Noting(place(tmp_path)), Log())

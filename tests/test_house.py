@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "baselines": ("baselines", "ldn"),
     "studies": ("studies", "baselines", "ldn", "results.record"),
     "results": ("results",),
-    "benchmarks": ("benchmarks", *ROOMS),  # no room: it times all of them
+    "benchmarks": ("benchmarks", *ROOMS, "tests.slurm.machine"),  # no room: it times all of them, one on a real SLURM
 }
 # a room that may be used without the others brings nothing but these from outside the standard library
 OUTSIDE = {"ldn": ("torch", "triton"), "baselines": ("torch",)}

@@ -93,6 +93,17 @@ def test_a_worker_waits_for_runs_but_not_for_ever(tmp_path: Path, monkeypatch: p
     assert not driver.give_back("a.0")  # it was no worker's any more
 
 
+def test_it_is_told_where_runs_are_and_which_workers_were_good(tmp_path: Path) -> None:
+    driver, one, other = offered(tmp_path, SPECS[:4]), Taker(tmp_path, "a.0"), Taker(tmp_path, "a.1")
+    take(one, 1), take(other, 1)
+    one.ended(IDS[0])
+    assert driver.placed() == set(IDS[:4])
+    assert driver.ended() == IDS[:1] and driver.placed() == set(IDS[1:4])
+    assert driver.give_back("a.0") and not driver.give_back("a.1")
+    driver.withdraw()
+    assert driver.placed() == set() and take(other, 1) == []
+
+
 def test_workers_end_all_that_is_offered_while_they_run(tmp_path: Path) -> None:
     """Two workers, four slots; some runs are offered late, one dies at first, one has a record already."""
     driver = offered(tmp_path / "offered", SPECS[:5])

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -204,3 +206,9 @@ def test_a_search_is_shown_with_its_driver_and_its_jobs(tmp_path: Path, monkeypa
     assert f"driven by process {os.getpid()} on " in said
     assert "1 worker job running" in said and "1 worker job pending (Priority)" in said
     assert "7 trials to go, and nobody drives: `tune` goes on" in printed(tmp_path)
+
+
+def test_looking_does_not_wait_for_torch() -> None:
+    code = "import sys; import studies.status, studies.search_status; print('torch' in sys.modules)"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert said.split() == ["False"]

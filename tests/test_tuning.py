@@ -50,9 +50,10 @@ from studies.executors import Inline, Local
 from studies.spec import Budget, RunSpec, with_field
 from studies.study import Study
 from studies.tasks.digits import CuedDigits
+from studies.tasks.image_files import FASHION_MNIST_MD5
 from studies.tasks.images import FashionMNIST
 from studies.train import Place
-from studies.tuning import Tuning, freeze, guard, left, outcome, searched, tuned_file
+from studies.tuning import Tuning, freeze, guard, outcome, searched, tuned_file
 from tests.watchers import Silent
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -141,7 +142,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """STUDY, tuned without interruption."""
     folder = tmp_path_factory.mktemp("whole")
     found, submitted = call(folder)
-    assert left(found) == 0 and len(submitted) == 6 and found == listed(folder)
+    assert found.left == 0 and len(submitted) == 6 and found == listed(folder)
     return folder
 
 
@@ -282,13 +283,13 @@ def test_a_configuration_drawn_again_is_not_run_again(tmp_path: Path) -> None:
 def test_an_arm_that_the_space_does_not_concern_has_one_trial(tmp_path: Path) -> None:
     found, _ = call(tmp_path, study(2, {"model.steps": [0, 2]}))
     assert {label: arm["planned"] for label, arm in found.arms.items()} == {"ldn": 2, "linear": 1}
-    assert left(found) == 0 and found.arms["linear"]["values"] == {}
+    assert found.left == 0 and found.arms["linear"]["values"] == {}
 
 
 def test_values_that_do_not_go_together_fail_and_stop_nothing(tmp_path: Path) -> None:
     space = {"model.width": [8, 10], "model.heads": [2, 5]}  # 8 has no 5 heads, though 10 and 2 heads are fine
     found, _ = call(tmp_path, study(8, space, arms={"ldn": LDN}))
-    assert found.arms["ldn"]["counts"].keys() == {"done", "failed"} and left(found) == 0
+    assert found.arms["ldn"]["counts"].keys() == {"done", "failed"} and found.left == 0
     failed = next(trial for trial in found.history if trial["status"] == "failed")
     assert failed["values"] == {"model.width": 8, "model.heads": 5} and "heads" in failed["reason"]
 
@@ -336,7 +337,7 @@ def test_pruning_saves_steps(pruner: str, tmp_path: Path, monkeypatch: pytest.Mo
 def test_a_diverged_trial_counts_and_the_search_hears_of_it(tmp_path: Path) -> None:
     wild = with_field(with_field(LDN, "optim.warmup", 0.0), "optim.clip", 0.0)
     found, _ = call(tmp_path, study(2, {"optim.lr": (1e7, 1e8, "log")}, arms={"ldn": wild}))
-    assert found.arms["ldn"]["counts"] == {"diverged": 2} and left(found) == 0
+    assert found.arms["ldn"]["counts"] == {"diverged": 2} and found.left == 0
     assert {trial.state for trial in journal(tmp_path)["s: ldn"]} == {TrialState.PRUNED}
     with pytest.raises(ValueError, match="no trial of ldn came to its end"):
         freeze(found, tmp_path / "s.py")
@@ -356,7 +357,7 @@ def test_what_is_there_is_not_run_again_and_more_trials_go_on_from_there(copied:
 def test_a_tuning_stopped_anywhere_ends_as_if_it_had_not_been(whole: Path, tmp_path: Path) -> None:
     for cut in (1, 1, 2):
         found, _ = call(tmp_path, stop_after=cut)
-        assert left(found) > 0
+        assert found.left > 0
     found, _ = call(tmp_path)
     assert timeless(found) == timeless(listed(whole))
 
@@ -379,7 +380,7 @@ def test_a_trial_whose_record_is_deleted_is_run_again_under_a_new_number(whole: 
     (run_id,) = listed(copied).history[1]["run_ids"]
     (run_folder(copied / "runs", run_id) / "record.json").unlink()
     found, submitted = call(copied)
-    assert submitted == [run_id] and left(found) == 0
+    assert submitted == [run_id] and found.left == 0
     assert sorted(t["run_ids"] for t in found.history) == sorted(t["run_ids"] for t in listed(whole).history)
     assert call(copied)[1] == []
 
@@ -392,7 +393,7 @@ def test_what_failed_is_tried_again_on_request_alone(tmp_path: Path, monkeypatch
         assert found.arms["ldn"]["counts"] == {"failed": 3} and "ZeroDivision" in found.history[0]["reason"]
     assert call(tmp_path, asked)[1] == []
     again, retried = call(tmp_path, asked, retry=True)
-    assert retried == submitted and again.arms["ldn"]["counts"] == {"done": 3} and left(again) == 0
+    assert retried == submitted and again.arms["ldn"]["counts"] == {"done": 3} and again.left == 0
     assert call(tmp_path, asked, retry=True)[1] == []
 
 
@@ -474,7 +475,7 @@ def test_a_killed_worker_s_trial_is_run_again_and_no_other_is(tmp_path: Path) ->
     finally:
         pool.close()
         thread.join()
-    assert (tally.done, tally.failed, left(found)) == (8, 0, 0) and len(killed) == 1
+    assert (tally.done, tally.failed, found.left) == (8, 0, 0) and len(killed) == 1
     assert {label: arm["counts"] for label, arm in found.arms.items()} == {"ldn": {"done": 4}, "linear": {"done": 4}}
     runs = [run_id for trial in found.history for run_id in trial["run_ids"]]
     assert len(set(runs)) == 8 == sum(len(trials) for trials in journal(tmp_path).values())
@@ -562,6 +563,9 @@ def test_a_tuning_that_is_not_over_writes_no_winners(shell: Callable[..., Any], 
     shutil.rmtree(copied / "runs")
     text = FILE.replace("import study", "import *").replace("study()", "study(1, arms={'ldn': NO_DATA})")
     (copied / "s.py").write_text(text)
+    for name in FASHION_MNIST_MD5:  # files that are there, and no data set
+        (copied / "data" / "fashion-mnist").mkdir(parents=True, exist_ok=True)
+        (copied / "data" / "fashion-mnist" / name).touch()
     failed = shell("tune", "s.py", "--on", "inline")
     assert isinstance(failed.exception, ValueError) and "no trial of ldn came to its end" in str(failed.exception)
     assert not (copied / "s.tuned.json").exists()

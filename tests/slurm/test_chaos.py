@@ -1,6 +1,6 @@
-"""Sixty runs on a real SLURM on which everything happens that happens to jobs: does each end once, as if nothing had?
+"""On a real SLURM on which everything happens that happens to jobs: does each run end once, as if nothing had?
 
-Three times, each with its own order and moments, of a seed that is printed; `CHAOS_SEED=123` asks for one.
+Each time with its own order and moments, of a seed that is printed; `CHAOS_SEED=123` asks for it again.
 """
 
 from __future__ import annotations
@@ -21,10 +21,12 @@ from studies.drive import drive
 from studies.executors import Local
 from studies.jobs import InQueue, in_queue
 from studies.train import Place
+from studies.tuning import tuned_file
 from tests.slurm.machine import NODES, Machine
 from tests.slurm.test_launch import lives, main_of, said, workers
-from tests.slurm.test_search import studies
+from tests.slurm.test_search import attempts, declared, over, studies
 from tests.test_drive import Log, ids, outcomes
+from tests.test_tuning import listed
 
 STUDY = """
 from baselines import LinearConfig
@@ -42,7 +44,9 @@ LINEAR = RunSpec(
 LDN = with_field(with_field(LINEAR, "model", LDNConfig(width=8, depth=1, heads=2)), "budget.steps", 80)
 STUDY = Study(question="?", reference="linear", arms={"linear": LINEAR, "ldn": LDN}, seeds=range(30))
 """
-FACTS = 'time = "1:00:00"\npartition = "low"\ncpus = 2\nmemory = 3\nruns_per_job = 10\nparallel = 2\nsignal_delay = 10\n'
+FACTS = (
+    'time = "1:00:00"\npartition = "low"\ncpus = 2\nmemory = 3\nruns_per_job = 10\nparallel = 2\nsignal_delay = 10\n'
+)
 PATIENCE = 600  # seconds, for all runs to end
 
 
@@ -155,6 +159,33 @@ def test_sixty_runs_end_once_each_whatever_happens(
     assert outcomes(tmp_path, asked) == outcomes(undisturbed, asked), said(tmp_path)
     records = [read_record(tmp_path / "runs", run_id) for run_id in ids(asked)]
     assert [record and record.status for record in records] == ["done"] * 60
-    for run_id, attempts in zip(ids(asked), lives(tmp_path, asked), strict=True):  # nothing was begun after its end
-        assert "seconds" in attempts[-1] and said(tmp_path).count(f"run {run_id} done") <= 1, said(tmp_path)
+    for run_id, lived in zip(ids(asked), lives(tmp_path, asked), strict=True):  # nothing was begun after its end
+        assert "seconds" in lived[-1] and said(tmp_path).count(f"run {run_id} done") <= 1, said(tmp_path)
     machine.wait_until(lambda: not in_queue("s"), "no job is left", timeout=120)
+
+
+def test_a_search_loses_no_trial_whatever_happens_to_its_workers(machine: Machine, tmp_path: Path) -> None:
+    seed = int(os.environ.get("CHAOS_SEED", random.SystemRandom().randrange(10**6)))
+    print(f"CHAOS_SEED={seed}")
+    chaos = Chaos(machine, tmp_path, random.Random(seed))
+    path = declared(tmp_path, 40, "")
+    driver = studies(tmp_path, "tune", str(path), "--on", "slurm")
+    strikes = [
+        chaos.kill_a_slot, chaos.kill_a_job, chaos.requeue, chaos.lose_a_node, chaos.restart_the_controller,
+    ]  # fmt: skip
+    chaos.chance.shuffle(strikes)
+    machine.wait_until(lambda: over(tmp_path) >= 1, "a trial is over", timeout=120)
+    until = time.monotonic() + PATIENCE
+    while driver.poll() is None:
+        assert time.monotonic() < until, f"{over(tmp_path)} of 80 over after {dict(chaos.happened)}\n{said(tmp_path)}"
+        if strikes and chaos.strike(strikes[-1]):
+            strikes.pop()
+        time.sleep(chaos.chance.uniform(0.5, 4))
+    printed = driver.communicate()[0]
+    assert driver.returncode == 0 and tuned_file(path).exists(), printed + said(tmp_path)
+    found = listed(tmp_path)
+    assert Counter((trial["arm"], trial["status"]) for trial in found.history) == {
+        ("linear", "done"): 40,
+        ("ldn", "done"): 40,
+    }
+    assert 0 not in attempts(tmp_path, found) and len(chaos.happened) >= 3, (chaos.happened, printed)
