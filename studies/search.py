@@ -2,7 +2,7 @@
 
 The records of the trials' runs are the truth. A trial that the journal has as running is one whose runs are looked
 up first and run only where they have no record; so a driver may be killed at any moment, and the next one goes on.
-`trials.json`, brought up to date every other second, lists all trials: from it a lost journal is rebuilt.
+`trials.json`, brought up to date every few seconds, lists all trials: from it a lost journal is rebuilt.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ from studies.study import Arm, Cell, Study
 from studies.tuning import Tuning, base_of, is_range, maximised, measured, outcome, plain_space, searched, with_values
 
 LOSSES = 3  # times that a run whose process died is tried again
-WRITE_SECONDS = 2.0  # at least, between two writings of trials.json: of thousands of trials it is long
+WRITE_SECONDS = 2.0  # at least, between two writings of trials.json, which of thousands of trials is long
+WRITE_SHARE = 0.05  # of the driver's time that they may take
 RANDOM = 10  # at most so many trials, and at most half of them, before the search is guided
 
 
@@ -239,7 +240,7 @@ class Search:
                     put_aside(runs, run_id)
                 arm.again(trial)
         self.changed = {arm.label for arm in self.arms}
-        self.written = 0.0
+        self.next_writing = 0.0
         self.write()
 
     @property
@@ -269,7 +270,7 @@ class Search:
 
     def look(self) -> None:
         """Report new evaluations, and leave a file `prune` in the folders of the runs that are not worth going on."""
-        if time.monotonic() - self.written > WRITE_SECONDS:
+        if time.monotonic() > self.next_writing:
             self.write()
         if len(self.tuning.objectives) > 1:  # Optuna takes no reports then
             return
@@ -321,6 +322,7 @@ class Search:
         """Bring trials.json up to date, if anything has changed."""
         if not self.changed:
             return
+        began = time.monotonic()
         for arm in self.arms:
             if arm.label in self.changed:
                 self.listed[arm.label] = [trial.plain() for trial in self.trials_of(arm)]
@@ -331,7 +333,8 @@ class Search:
                 }  # fmt: skip
         self.record.history = [trial for arm in self.arms for trial in self.listed[arm.label]]
         write_tuning(self.path, self.record)
-        self.changed, self.written = set(), time.monotonic()
+        self.changed, ended = set(), time.monotonic()
+        self.next_writing = ended + max(WRITE_SECONDS, (ended - began) / WRITE_SHARE)
 
 
 def _listed(former: TuningRecord | None, arm: ArmSearch) -> list[dict[str, Any]]:
