@@ -64,6 +64,11 @@ class Cluster(Config):
             hours, minutes, seconds = 0, hours, minutes
         return -(-(((days * 24 + hours) * 60 + minutes) * 60 + seconds) // 60)
 
+    @property
+    def grace(self) -> float:
+        """Seconds that runs get for their checkpoints when their job is told to stop; the rest is for its end."""
+        return self.signal_delay * 0.7
+
     def slots_for(self, threads: int) -> int:
         """How many runs a job trains at a time."""
         return self.slots or self.gpus or max(1, self.cpus // threads)

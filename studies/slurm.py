@@ -127,9 +127,7 @@ def launch(
         for jobs in asked.arrays:
             for spec in (spec for job in jobs for spec in job):
                 put_aside(runs, spec.run_id)
-            packed = [
-                Batch(place, asked.slots, cluster.signal_delay * 0.8, [canonical(spec) for spec in job]) for job in jobs
-            ]
+            packed = [Batch(place, asked.slots, cluster.grace, [canonical(spec) for spec in job]) for job in jobs]
             ids = [[spec.run_id for spec in job] for job in jobs]
             array = Array(secrets.token_hex(4), ids, time.time(), str(code), asked.slots)
             submit(packed, array, study_folder(runs, name).resolve(), cluster)

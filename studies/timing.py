@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_leaves
 
 Work = Callable[[], Any]
 Key = TypeVar("Key", bound=Hashable)
-BLOCKS, FEWEST = 20, 5  # blocks of a measurement; of work that takes longer than all its time, as few as these
+BLOCKS, FEWEST = 20, 10  # blocks of a measurement; of work that takes longer than all its time, as few as these
 WARM_UP_CALLS = 10
 Status = Literal["out of memory", "refused", "skipped", "failed"]
 
@@ -87,7 +87,7 @@ def interleaved(
 ) -> dict[Key, Timing | Unmeasured]:
     """Time all work in turns: `turns[key](calls)` runs one block and gives its seconds a call, `took` is a first guess.
 
-    Each gets about `seconds` in 20 blocks; work slower than a twentieth of it gets blocks of one call, at least 5.
+    Each gets about `seconds` in 20 blocks; work slower than a twentieth of it gets blocks of one call, at least 10.
     Work that raises Unmeasured drops out with that.
     """
     calls = {key: max(1, round(seconds / BLOCKS / max(took[key], 1e-9))) for key in turns}

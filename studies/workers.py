@@ -80,7 +80,7 @@ class Workers(Executor):
         self.mine: set[str] = set()  # the workers that this driver has submitted and that were not gone yet
         self.good: set[str] = set()  # workers that were good for something
         self.broken: list[str] = []  # those that were not, since a run has ended
-        self.refused = 0  # submissions, one after another
+        self.accepted, self.refused = False, 0  # whether any submission was; how many were not, one after another
         self.stopped = True  # until it begins
 
     def begin(self) -> None:
@@ -151,13 +151,11 @@ class Workers(Executor):
         stuck = {worker for worker, job in queue.items() if "held" in job.reason.lower()}
         waiting = {worker for worker, job in queue.items() if job.state == "PENDING"} - stuck
         working = {worker for worker, job in queue.items() if job.state not in ("PENDING", "COMPLETING")}
-        good = {
-            worker: self.offers.give_back(worker) for worker in set(held) - working
-        }  # a run's lock keeps others off
-        for worker in sorted(self.mine - working - waiting - (queue.keys() - stuck)):
-            self.mine.discard(worker)
-            if not good.get(worker):
-                self.broken.append(worker)
+        # of one that does go on, the runs' locks keep others off
+        self.good |= {worker for worker in set(held) - working if self.offers.give_back(worker)}
+        gone = self.mine - (queue.keys() - stuck)
+        self.broken += sorted(gone - self.good)
+        self.mine -= gone
         for run_id in self.out.keys() - self.told - self.offers.placed():
             self.offers.offer(self.out[run_id])
         if len(self.broken) >= BROKEN:
@@ -172,17 +170,15 @@ class Workers(Executor):
             key, folder = secrets.token_hex(4), self.study / FOLDER
             array = Array(key, [[] for _ in part], time.time(), self.code, self.slots, role="worker")
             names = [_named(key, index) for index in range(len(part))]
-            grace = self.cluster.signal_delay * 0.7
+            workers = [Worker(self.place, self.slots, self.cluster.grace, folder, name) for name in names]
             try:
-                submit(
-                    [Worker(self.place, self.slots, grace, folder, n) for n in names], array, self.study, self.cluster
-                )
+                submit(workers, array, self.study, self.cluster)
             except ValueError as error:
                 self.refused += 1
-                if not self.mine or self.refused >= REFUSED:  # what was accepted before may be again
+                if not self.accepted or self.refused >= REFUSED:  # what was accepted before may be again
                     self._end_all(error=str(error), fatal=True)
                 return
-            self.refused = 0
+            self.accepted, self.refused = True, 0
             self.mine |= set(names)
 
     def _give_up(self) -> None:
