@@ -63,12 +63,12 @@ def test_work_takes_turns_and_is_timed_block_by_block() -> None:
         return block(lambda: time.sleep(seconds), calls, CPU)
 
     turns = {name: partial(turn, name, seconds) for name, seconds in (("a", 0.002), ("b", 0.03))}
-    timed = interleaved(turns, {"a": 0.002, "b": 0.03}, seconds=0.2)
+    timed = interleaved(turns, {"a": 0.002, "b": 0.03}, seconds=0.4)
     a, b = timed["a"], timed["b"]
     assert isinstance(a, Timing) and isinstance(b, Timing)
     assert order[:6] == ["a", "b"] * 3
-    assert (len(a.seconds), a.iterations) == (20, 100)
-    assert (len(b.seconds), b.iterations) == (7, 7)
+    assert (len(a.seconds), a.iterations) == (20, 200)
+    assert (len(b.seconds), b.iterations) == (14, 14)
     low, median, high = b.quartiles
     assert 0.03 <= low <= median <= high
 
