@@ -19,6 +19,7 @@ from results.record import RunRecord, run_folder
 from results.report import write_report
 from results.section import Gathered, Section
 from results.summary import summarise
+from studies.tasks.image_files import FASHION_MNIST_MD5
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="pip install playwright drives the browser")
 
@@ -59,9 +60,12 @@ STUDY = Study(
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A study that was run: two arms are done, one diverged, one lacks its data, one was not run."""
+    """A study that was run: two arms are done, one diverged, the data of one is damaged, one was not run."""
     folder = tmp_path_factory.mktemp("page")
     (folder / "mine.py").write_text(STUDY)
+    for name in FASHION_MNIST_MD5:  # were they missing, nothing would be begun
+        (folder / "data" / "fashion-mnist").mkdir(parents=True, exist_ok=True)
+        (folder / "data" / "fashion-mnist" / name).touch()
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         for name in ("runs", "data", "reports"):
@@ -127,7 +131,8 @@ def test_the_report_shows_question_arms_and_why_runs_are_missing(page: sync_api.
     rows = column(page, "table.sortable", 1)
     assert rows[:5] == ["ldn (reference)", HOSTILE, "too fast", "no data", "not yet"] and "chance" in rows[5:]
     why = page.locator("section").first.locator("li").all_inner_texts()
-    assert any("not yet: 2 not run yet." in line for line in why) and any("FileNotFoundError" in line for line in why)
+    assert any("not yet: 2 not run yet." in line for line in why), why
+    assert any("no data: 2 failed: ValueError" in line for line in why), why
     assert page.locator("table.sortable strong").count() >= 1
 
 
@@ -195,7 +200,7 @@ def test_an_opened_run_shows_its_whole_record(page: sync_api.Page, runs: Path) -
 def test_a_failed_run_shows_its_traceback_and_a_diverged_one_its_reason(page: sync_api.Page) -> None:
     failed = open_run(page, "failed")
     assert failed.locator(".traceback").inner_text().startswith("Traceback (most recent call last):")
-    assert "FileNotFoundError" in failed.locator(".traceback").inner_text()
+    assert "does not begin like an idx file" in failed.locator(".traceback").inner_text()
     page.get_by_role("searchbox").fill("diverged")
     page.locator("#all tbody button").first.click()
     text = page.locator(".sheet").first.inner_text()
