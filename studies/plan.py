@@ -158,8 +158,9 @@ def estimate(asked: Plan) -> str:
     gpu = f" ({allocated / 3600 * asked.cluster.gpus:.3g} GPU hours)" if asked.cluster.gpus else ""
     total = f"hours: {sum(seconds.values()) / 3600:.3g} of training, {allocated / 3600:.3g} of jobs{gpu}"
     said = []
-    if asked.known:
-        said.append(f"{len(asked.known)} runs by finished ones of the same arms on {', '.join(asked.devices)}")
+    if number := len(asked.known):
+        runs = f"{number} run{'s'[: number > 1]}"
+        said.append(f"{runs} by finished ones of the same arms on {', '.join(asked.devices)}")
     if asked.modelled:
         said.append(f"{len(asked.modelled)} by budgets in seconds, or by multiply-adds beside those of finished runs")
     if missing := len(asked.runs) - len(seconds):

@@ -200,10 +200,11 @@ class Workers(Executor):
 
 def _has_record(runs: Path, run_id: str) -> bool:
     """By a listing of the folder: a network file system may remember for long that a file was not there."""
-    for folder in (run_folder(runs, run_id), runs):
-        with suppress(FileNotFoundError):
-            return "record.json" in os.listdir(folder)
-    return False
+    try:
+        return "record.json" in os.listdir(run_folder(runs, run_id))
+    except FileNotFoundError:
+        os.listdir(runs)  # the folder itself may be what is not known yet
+        return False
 
 
 def _named(key: str, index: int) -> str:
@@ -211,7 +212,7 @@ def _named(key: str, index: int) -> str:
 
 
 def capacity(study: Study, cluster: Cluster, slots: int) -> int:
-    """How many runs of a search go on at once: a quarter of each arm's trials, or the search would be blind."""
+    """How many runs of a search go on at once: a quarter of its trials, or it would be blind."""
     assert study.tuning is not None
     at_once = sum(-(-trials // 4) for trials in wanted_trials(study))
     return min(cluster.parallel * slots, at_once * len(study.tuning.seeds))
@@ -229,13 +230,14 @@ def foreseen(study: Study, name: str, cluster: Cluster, place: Place, slots: int
         raise ValueError(f"study {name} declares no tuning: give its Study a tuning=Tuning(space=..., trials=...)")
     slots = slots or cluster.slots_for(place.threads)
     most = capacity(study, cluster, slots)
+    jobs = -(-most // slots)
     wanted = sum(wanted_trials(study))
     record = read_tuning(study_folder(place.runs, name) / "trials.json")
     over = 0 if record is None else wanted - record.left
     seeds = len(study.tuning.seeds)
     return [
         f"{wanted} trials x {seeds} seed{'s'[: seeds > 1]}: {over} over, {wanted - over} to go",
-        f"at most {most} runs at a time in {-(-most // slots)} jobs of {slots} slot{'s'[: slots > 1]}",
+        f"at most {most} runs at a time in {jobs} job{'s'[: jobs > 1]} of {slots} slot{'s'[: slots > 1]}",
         "sbatch: " + shown(cluster.parameters(name) | cluster.sbatch),
     ]
 

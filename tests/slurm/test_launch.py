@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -59,9 +58,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_forty_runs_through_arrays_equal_those_of_this_machine(machine: Machine, tmp_path: Path) -> None:
     here, there = tmp_path / "here", tmp_path / "there"
     with machine.configured(max_array_size=3):
-        began = time.monotonic()
         found = submitted(there, TINY, Cluster(time="1:00:00", runs_per_job=5, slots=2, cpus=4, memory=3, parallel=1))
-        assert time.monotonic() - began < 30
         assert [len(array.jobs) for array in found] == [2, 3, 3] and len(ids(TINY)) == 40
         assert launch(TINY, "s", "s.py", HOUR, Place(there / "runs", there / "data", "cpu")).queued > 0
         assert len(arrays(there / "runs", "s")) == 3  # asked again, nothing is submitted twice
