@@ -25,8 +25,10 @@ from scipy import stats
 from results import tables
 from results.figures.cost import length_scaling
 from results.figures.style import encode
-from results.record import CorruptFile, CostRecord, RunRecord, read_cost, write_atomically
+from results.files import CorruptFile, write_atomically
+from results.record import CostRecord, RunRecord, read_cost
 from results.section import Gathered, Section
+from results.summary import rounded
 
 CONFIDENCE = 0.95
 SETTING = ["device", "threads", "dtype"]  # times of different ones are not compared
@@ -115,7 +117,7 @@ def detail_table(frame: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for row in frame.to_dict("records"):
         done = row["status"] == "done"
-        ms = [f"{row[name] * 1e3:,.4g}" for name in ("median", "low", "high")] if done else []
+        ms = [rounded(row[name] * 1e3, 4) for name in ("median", "low", "high")] if done else []
         rows.append(
             {
                 "Model": row["label"],
@@ -162,8 +164,8 @@ def where(frame: pd.DataFrame) -> list[str]:
         said.append(
             f"Measured on {device}, {threads} thread{'s' * (threads != 1)}, {dtype}, batch {batch}; "
             f"torch {first['torch']}{cuda}, commit {', '.join(map(str, rows['commit'].unique()))}{dirty}. "
-            f"Ceilings of this device, measured beside: copy {first['copy_gb_s']:,.3g} GB/s, "
-            f"matmul {first['matmul_tflop_s']:,.3g} TFLOP/s. Load when it began: {first['load']:g}."
+            f"Ceilings of this device, measured beside: copy {rounded(first['copy_gb_s'], 3)} GB/s, "
+            f"matmul {rounded(first['matmul_tflop_s'], 3)} TFLOP/s. Load when it began: {first['load']:g}."
         )
     if frame["device"].astype(str).str.startswith("cpu").any():
         said.append("On a shared CPU only ratios inside one run mean anything.")
@@ -348,7 +350,7 @@ def print_exponent(fit: pd.Series) -> str:
 def _share(value: float, share: float) -> str:
     if math.isnan(value):
         return ""
-    return f"{value:,.3g}" + ("" if math.isnan(share) else f" ({share:.0%})")
+    return rounded(value, 3) + ("" if math.isnan(share) else f" ({share:.0%})")
 
 
 def _mode(compiled: bool) -> str:

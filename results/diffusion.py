@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
 
 from results.figures import diffusion as draw
-from results.record import CorruptFile, read_probe
+from results.files import CorruptFile
+from results.record import ProbeRecord, read_probe
 from results.section import Gathered, Section
 
 # the fields of a model that its diffusion depends on; another kind of model differs in it too
@@ -127,3 +132,22 @@ def _excess(rows: pd.DataFrame) -> str:
     if "diffused_excess" not in rows or rows["diffused_excess"].isna().all():
         return "–"
     return f"{100 * rows.groupby('seed')['diffused_excess'].max().mean():.1f}"
+
+
+def print_probes(console: Console, records: Sequence[ProbeRecord], labels: Mapping[str, str]) -> None:
+    """A row for each network just looked into, `labels` saying what each run is called; why others could not be."""
+    shown = Table("run", "", "layers", "energy", "largest", "excess", "support", box=None)
+    for one in records:
+        if one.reason:
+            continue
+        layers, field = one.trained["layers"], one.trained["field"]
+        largest = max(max(-layer["range"]["min"], layer["range"]["max"]) for layer in layers)
+        beyond = [layer["diffusion"]["excess"] for layer in layers if "diffusion" in layer]
+        shown.add_row(
+            one.run_id[:8], escape(labels[one.run_id]), str(len(layers) - 1),
+            f"{layers[0]['energy']:.2f} to {layers[-1]['energy']:.2f}", f"{largest:.3g}",
+            f"{max(beyond):.1%}" if beyond else "", f"{field['support']:.3g} of {field['tokens']:.3g}",
+        )  # fmt: skip
+    console.print(shown)
+    for reason in dict.fromkeys(one.reason for one in records if one.reason):
+        console.print(reason, style="yellow", markup=False, highlight=False)

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
 
 from results.figures.evals import accuracy_against_length
-from results.record import CorruptFile, EvalRecord, read_evals
+from results.files import CorruptFile
+from results.record import EvalRecord, read_evals
 from results.section import Gathered, Section
 from results.summary import scale, title
 
@@ -102,6 +107,21 @@ def table(rows: pd.DataFrame, metric: str) -> pd.DataFrame:
             line[str(setting)] = _cell(mine[mine["setting"] == setting], metric, line["n"])
         printed.append(line)
     return pd.DataFrame(printed)
+
+
+def print_evals(console: Console, records: Sequence[EvalRecord], labels: Mapping[str, str], metric: str) -> None:
+    """The table of evaluations just made, `labels` saying what each run is called, and why what failed did."""
+    rows = [{"arm": labels[one.run_id], "run_id": one.run_id, **row(one, metric)} for one in records]
+    order = list(dict.fromkeys(labels.values()))
+    frame = pd.DataFrame(rows).sort_values("arm", kind="stable", key=lambda arms: arms.map(order.index))
+    printed = table(frame, metric)
+    unit = " (%)" if scale(metric) == 100 else ""
+    shown = Table(*map(escape, printed.columns), box=None, title=f"{metric}{unit}", title_justify="left")
+    for cells in printed.itertuples(index=False):
+        shown.add_row(*(escape(str(cell)) for cell in cells))
+    console.print(shown)
+    for reason in dict.fromkeys(f"{labels[one.run_id]}: {one.reason}" for one in records if one.reason):
+        console.print(reason, style="yellow", markup=False, highlight=False)
 
 
 def _cell(rows: pd.DataFrame, metric: str, runs: int) -> str:

@@ -24,7 +24,8 @@ from typing import Any
 import pandas as pd
 
 from results.costs import MeasuredRuns
-from results.record import CorruptFile, RunRecord, manifest_of, read_record, run_folder, unfinished
+from results.files import CorruptFile
+from results.record import RunRecord, manifest_of, read_record, run_folder, unfinished
 
 PREFIXES = ["factor", "model", "task", "optim", "budget", "spec", "train", "valid", "test", "cost", "data", "env"]
 

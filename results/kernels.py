@@ -32,6 +32,7 @@ from results.costs import (
 from results.figures.kernels import copy_share
 from results.record import CostRecord
 from results.section import Section
+from results.summary import rounded
 
 TITLE = "What LDN's kernels cost alone"
 POINT = ["case", "tokens", "batch", "dtype", "device", "work"]  # where variants are compared
@@ -83,7 +84,7 @@ def detail_table(frame: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for row in frame.to_dict("records"):
         done = row["status"] == "done"
-        ms = [_rounded(row[name] * 1e3) for name in ("median", "low", "high")] if done else []
+        ms = [rounded(row[name] * 1e3, 3) for name in ("median", "low", "high")] if done else []
         cells = {
             "Kernel": row["case"],
             "N": f"{row['tokens']:,}",
@@ -91,7 +92,7 @@ def detail_table(frame: pd.DataFrame) -> pd.DataFrame:
             "Variant": row["variant"],
             "Pass": row["work"],
             "ms [quartiles]": f"{ms[0]} [{ms[1]}, {ms[2]}]" if done else SHORT.get(row["status"], row["status"]),
-            "GB/s (share)": f"{_rounded(row['gb_s'])} ({_share(row)})" if done else "",
+            "GB/s (share)": f"{rounded(row['gb_s'], 3)} ({_share(row)})" if done else "",
             "vs plain": _times(row["over_plain"]),
             "vs compiled": _times(row["over_compiled"]),
             "Backward": _times(row["backward_ratio"]),
@@ -168,10 +169,6 @@ def _share(row: dict[Any, Any]) -> str:
     if row["status"] != "done":
         return SHORT.get(row["status"], row["status"])
     return DASH if math.isnan(row["gb_share"]) else f"{row['gb_share']:.0%}"
-
-
-def _rounded(value: float) -> str:
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _times(ratio: float) -> str:

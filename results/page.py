@@ -27,7 +27,7 @@ from results import figures as drawing
 from results import tables
 from results.details import details
 from results.section import Gathered, Section
-from results.summary import UNITS, cost_unit, measured, scale, title
+from results.summary import UNITS, cost_unit, measured, rounded, scale, title
 
 VECTOR_UP_TO = 3_000  # parts of a drawing; one of more is quicker to make and to show as pixels
 PIXELS_PER_INCH = 120  # a figure's eight-point letters are then as large as the page's small ones
@@ -215,7 +215,7 @@ def _key(value: Any) -> float | str | None:
 def _printed(value: Any) -> str:
     if pd.isna(value):
         return ""
-    return f"{value:,.4g}" if isinstance(value, float) else str(value)
+    return rounded(value, 4) if isinstance(value, float) else str(value)
 
 
 def _printed_key(text: str) -> float | str | None:

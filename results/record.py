@@ -17,30 +17,24 @@
     <study file>.tuned.json             TuningRecord without the trials, beside the study's file
     runs/costs/<cost_id>.json           CostRecord, of one pass of one model or kernel over one input on a device
 
-Files are written beside their place and renamed, so a reader sees the old one or the new one, never half of one.
+How files are written is in `results/files.py`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import errno
-import fcntl
 import hashlib
 import json
 import math
 import os
-import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from results.files import CorruptFile, is_held, read_json, write_json
 
 SCHEMA = 1
-STALE = 5  # times that a file is read again which was replaced just then
-T = TypeVar("T")
-UMASK = os.umask(0)
-os.umask(UMASK)
 Status = Literal["done", "diverged", "failed", "pruned", "cancelled", "lost"]
 
 
@@ -225,10 +219,6 @@ class ProbeRecord:
     schema: int = SCHEMA
 
 
-class CorruptFile(ValueError):
-    """A file of ours that cannot be read; the message says which, why, and what to do."""
-
-
 def run_folder(runs: Path, run_id: str) -> Path:
     return runs / run_id
 
@@ -329,18 +319,6 @@ def unfinished(runs: Path, run_id: str) -> tuple[str, str]:
     return "missing", "not run yet"
 
 
-def is_held(lock: Path) -> bool:
-    """Whether a process holds this lock, as it does while it trains; the system frees the lock of one that died."""
-    try:
-        with lock.open() as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except BlockingIOError:
-        return True
-    return False
-
-
 def write_tuning(path: Path, tuning: TuningRecord) -> None:
     write_json(path, vars(tuning))
 
@@ -403,48 +381,3 @@ def put_aside(runs: Path, run_id: str) -> None:
         folder = run_folder(runs, run_id)
         write_json(folder / "attempts.json", {"attempts": record.attempts})
         (folder / "record.json").unlink()
-
-
-def read_again(read: Callable[[], T]) -> T:
-    """What `read` gives, however often another machine replaces the file meanwhile: NFS then calls it stale."""
-    for _ in range(STALE):
-        try:
-            return read()
-        except OSError as error:
-            if error.errno != errno.ESTALE:
-                raise
-    return read()
-
-
-def read_json(path: Path, remedy: str) -> dict[str, Any] | None:
-    """The JSON object in `path`, None if there is no such file; CorruptFile (with `remedy`) if it holds none."""
-    try:
-        plain = json.loads(read_again(path.read_bytes))
-    except FileNotFoundError:
-        return None
-    except ValueError as error:
-        raise CorruptFile(f"{path} is not valid JSON ({error}); {remedy}") from None
-    if not isinstance(plain, dict):
-        raise CorruptFile(f"{path} holds no JSON object; {remedy}")
-    return plain
-
-
-def write_json(path: Path, plain: dict[str, Any]) -> None:
-    text = json.dumps(plain, indent=1, allow_nan=True) + "\n"
-    write_atomically(path, lambda file: file.write(text.encode()))
-
-
-def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
-    """Let `write` fill a file beside `path`, flush it to the disk, then rename it onto `path`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(beside, 0o666 & ~UMASK)  # mkstemp makes files private; a shared folder is meant to be shared
-        os.replace(beside, path)
-    except BaseException:
-        Path(beside).unlink(missing_ok=True)
-        raise

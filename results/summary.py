@@ -143,6 +143,11 @@ def scale(metric: str) -> int:
     return 100 if "accuracy" in metric else 1
 
 
+def rounded(value: float, digits: int) -> str:
+    """So many significant digits, and whole numbers from there on: 0.00123, 55.8, 20,860; never 2.086e+04."""
+    return f"{value:,.0f}" if abs(value) >= 10 ** (digits - 1) else f"{value:,.{digits}g}"
+
+
 def cost_unit(gmac: pd.Series) -> str:
     """The largest unit of multiply-adds in which even the smallest cost is 0.1 or more."""
     smallest = gmac[gmac > 0].min()

@@ -18,7 +18,7 @@ from rich.markup import escape as escape_markup
 from rich.table import Table
 
 from results.notes import at_floor, can_show, number
-from results.summary import UNITS, cost_unit, scale, title
+from results.summary import UNITS, cost_unit, rounded, scale, title
 
 Write = Callable[[str], str]
 FIGURE_SPACE = "\u2007"
@@ -58,7 +58,7 @@ def plain_markdown(table: pd.DataFrame) -> str:
     printed = pd.DataFrame(
         {
             str(name): [
-                "" if pd.isna(v) else f"{v:,.4g}" if isinstance(v, float) else escape_markdown(str(v)) for v in cells
+                "" if pd.isna(v) else rounded(v, 4) if isinstance(v, float) else escape_markdown(str(v)) for v in cells
             ]
             for name, cells in table.items()
         }

@@ -45,34 +45,9 @@ def list_() -> None:
 @app.command()
 def show(name: Name, runs: Runs = Path("runs")) -> None:
     """The arms of a study: exactly the fields in which each differs from the reference."""
-    from results.record import read_record
-    from studies.spec import flatten
-    from studies.study import changes
-    from studies.tuning import described as tuning_note
+    from studies.display import show_arms
 
-    study = catalogue.load(catalogue.source(name))
-    console.print(f"[bold]{escape(study.question)}[/]")
-    cells, arms = study.cells(), {arm.label: arm for arm in study.expanded()}
-    records = {run_id: read_record(runs, run_id) for run_id in {cell.spec.run_id for cell in cells}}
-    finished = {run_id for run_id, record in records.items() if record is not None and record.status == "done"}
-    for reference in dict.fromkeys(arm.reference for arm in arms.values()):
-        fields = {path: value for path, value in flatten(arms[reference].spec).items() if path != "seed"}
-        described = ", ".join(f"{path} {value}" for path, value in fields.items() if value is not None)
-        console.print(f"\n[bold]{escape(reference)}[/] [dim]is {escape(described)}[/]", highlight=False)
-        table = Table("arm", "differs in", "done", box=None)
-        for arm in (arm for arm in arms.values() if arm.reference == reference):
-            differs = changes(arm.spec, arms[reference].spec)
-            text = ", ".join(f"{path} {ours}" for path, (_, ours) in differs.items() if ours is not None)
-            note = f" [dim]({escape(arm.note)})[/]" if arm.note else ""
-            mine = [cell.spec.run_id in finished for cell in cells if cell.arm == arm.label]
-            table.add_row(escape(arm.label), escape(text) + note, f"{sum(mine)}/{len(mine)}")
-        console.print(table)
-    design = f"{len(arms)} arms x {len(study.seeds)} seeds"
-    console.print(f"\n{design}; {study.metric}, {study.direction}imised; widths matched by: {study.match}")
-    if study.tuned is not None:
-        console.print(escape(tuning_note(study.tuned)), highlight=False, soft_wrap=True)
-    elif study.tuning is not None:
-        console.print(f"not tuned yet: `python -m studies tune {name}` searches each arm's settings", highlight=False)
+    show_arms(console, catalogue.load(catalogue.source(name)), name, runs)
 
 
 On = Annotated[
@@ -360,9 +335,7 @@ def eval_(
     data: DataFolder = Path("data"),
 ) -> None:
     """Evaluate stored weights at other lengths, resolutions or on other data. What was asked before is not repeated."""
-    import pandas as pd
-
-    from results.evals import described, row, table
+    from results.evals import described, print_evals
     from studies.evaluate import evaluations
     from studies.executors import places
     from studies.stored import find_runs
@@ -374,16 +347,7 @@ def eval_(
         for one in evaluations(found.records, place, task, set_ or (), resolution, split):
             stored.append(one)
             line.update(f"{len(stored)} evaluated, now {escape(f'{found.labels[one.run_id]}, {described(one)}')}")
-    rows = [{"arm": found.labels[one.run_id], "run_id": one.run_id, **row(one, "accuracy")} for one in stored]
-    order = list(dict.fromkeys(found.labels.values()))
-    frame = pd.DataFrame(rows).sort_values("arm", kind="stable", key=lambda arms: arms.map(order.index))
-    printed = table(frame, "accuracy")
-    shown = Table(*(escape(name) for name in printed.columns), box=None, title="accuracy (%)", title_justify="left")
-    for cells in printed.itertuples(index=False):
-        shown.add_row(*(escape(str(cell)) for cell in cells))
-    console.print(shown)
-    for reason in dict.fromkeys(f"{found.labels[one.run_id]}: {one.reason}" for one in stored if one.reason):
-        console.print(f"[yellow]{escape(reason)}[/]", highlight=False)
+    print_evals(console, stored, found.labels, "accuracy")
     _say_what_is_left(found.study, found.left)
 
 
@@ -399,31 +363,19 @@ def probe(
     data: DataFolder = Path("data"),
 ) -> None:
     """Look into stored networks: energy and range by layer, learned stencils and rates, receptive field."""
+    from results.diffusion import print_probes
     from studies.executors import places
     from studies.probe import probed
     from studies.stored import find_runs
 
     found = find_runs(runs, run, arm or ())
     place = places(runs, data, device, 1, threads, False)[0]
-    table = Table("run", "", "layers", "energy", "largest", "excess", "support", box=None)
-    reasons = []
+    seen = []
     with console.status("loading") as line:
-        for count, one in enumerate(probed(found.records, place, examples, untrained), start=1):
-            line.update(f"{count} of {len(found.records)} runs probed")
-            if one.reason:
-                reasons.append(one.reason)
-                continue
-            layers, field = one.trained["layers"], one.trained["field"]
-            largest = max(max(-layer["range"]["min"], layer["range"]["max"]) for layer in layers)
-            beyond = [layer["diffusion"]["excess"] for layer in layers if "diffusion" in layer]
-            table.add_row(
-                one.run_id[:8], escape(found.labels[one.run_id]), str(len(layers) - 1),
-                f"{layers[0]['energy']:.2f} to {layers[-1]['energy']:.2f}", f"{largest:.3g}",
-                f"{max(beyond):.1%}" if beyond else "", f"{field['support']:.3g} of {field['tokens']:.3g}",
-            )  # fmt: skip
-    console.print(table)
-    for reason in dict.fromkeys(reasons):
-        console.print(f"[yellow]{escape(reason)}[/]", highlight=False)
+        for one in probed(found.records, place, examples, untrained):
+            seen.append(one)
+            line.update(f"{len(seen)} of {len(found.records)} runs probed")
+    print_probes(console, seen, found.labels)
     _say_what_is_left(found.study, found.left)
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from results.record import read_again, write_atomically
+from results.files import read_again, write_atomically
 
 Weights = dict[str, Tensor]
 

@@ -1,4 +1,4 @@
-"""What a person sees while a study runs: a bar for the study and for each running run, a line for each that ended."""
+"""What a person sees of a study: its arms; while it runs, bars for its runs and a line for each that ended; winners."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from results.record import RunRecord, TuningRecord
+from results.record import RunRecord, TuningRecord, read_record
 from studies.drive import Tally
 from studies.executors import Ended
+from studies.spec import flatten
 from studies.status import described, progress_of
-from studies.study import Cell
+from studies.study import Cell, Study, changes
+from studies.tuning import described as tuning_described
 
 
 class Display:
@@ -83,6 +85,32 @@ def winners(found: TuningRecord) -> Table:
         counts = ", ".join(f"{number} {status}" for status, number in arm["counts"].items())
         table.add_row(escape(label), best, escape(values), counts, ", ".join(arm["left_out"]))
     return table
+
+
+def show_arms(console: Console, study: Study, name: str, runs: Path) -> None:
+    """Every arm, the fields in which it differs from its reference, and how many of its runs are done."""
+    console.print(f"[bold]{escape(study.question)}[/]")
+    cells, arms = study.cells(), {arm.label: arm for arm in study.expanded()}
+    records = {run_id: read_record(runs, run_id) for run_id in {cell.spec.run_id for cell in cells}}
+    finished = {run_id for run_id, record in records.items() if record is not None and record.status == "done"}
+    for reference in dict.fromkeys(arm.reference for arm in arms.values()):
+        fields = {path: value for path, value in flatten(arms[reference].spec).items() if path != "seed"}
+        content = ", ".join(f"{path} {value}" for path, value in fields.items() if value is not None)
+        console.print(f"\n[bold]{escape(reference)}[/] [dim]is {escape(content)}[/]", highlight=False)
+        table = Table("arm", "differs in", "done", box=None)
+        for arm in (arm for arm in arms.values() if arm.reference == reference):
+            differs = changes(arm.spec, arms[reference].spec)
+            text = ", ".join(f"{path} {ours}" for path, (_, ours) in differs.items() if ours is not None)
+            note = f" [dim]({escape(arm.note)})[/]" if arm.note else ""
+            mine = [cell.spec.run_id in finished for cell in cells if cell.arm == arm.label]
+            table.add_row(escape(arm.label), escape(text) + note, f"{sum(mine)}/{len(mine)}")
+        console.print(table)
+    design = f"{len(arms)} arms x {len(study.seeds)} seeds"
+    console.print(f"\n{design}; {study.metric}, {study.direction}imised; widths matched by: {study.match}")
+    if study.tuned is not None:
+        console.print(escape(tuning_described(study.tuned)), highlight=False, soft_wrap=True)
+    elif study.tuning is not None:
+        console.print(f"not tuned yet: `python -m studies tune {name}` searches each arm's settings", highlight=False)
 
 
 @contextmanager

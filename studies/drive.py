@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Protocol, TypeVar
 
+from results.files import CorruptFile
 from results.record import (
-    CorruptFile,
     Manifest,
     RunRecord,
     TuningRecord,

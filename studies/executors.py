@@ -21,7 +21,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Literal
 
-from results.record import run_folder, write_json
+from results.files import write_json
+from results.record import run_folder
 from studies.spec import RunSpec, canonical, from_plain
 from studies.train import Place, Progress, Stopped, train
 

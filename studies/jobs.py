@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from results.record import read_json, study_folder
+from results.files import read_json
+from results.record import study_folder
 
 
 @dataclass

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from results.record import read_json, write_json
+from results.files import read_json, write_json
 from studies.spec import RunSpec, canonical, from_plain
 
 OVER = "over"  # a file: no more runs will be offered

@@ -15,7 +15,8 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Protocol
 
-from results.record import CorruptFile, RunRecord, read_record, write_record
+from results.files import CorruptFile
+from results.record import RunRecord, read_record, write_record
 from studies.executors import Ended, Executor, Local, places
 from studies.spec import RunSpec, canonical
 from studies.train import Place

@@ -12,7 +12,8 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from results.record import is_held, read_record, read_tuning, study_folder, unfinished
+from results.files import is_held
+from results.record import read_record, read_tuning, study_folder, unfinished
 from studies.jobs import arrays, in_queue
 from studies.status import FRESH_SECONDS, described, progress_of
 

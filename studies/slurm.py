@@ -15,7 +15,8 @@ from typing import Any, ClassVar
 
 import submitit
 
-from results.record import put_aside, study_folder, write_json
+from results.files import write_json
+from results.record import put_aside, study_folder
 from studies.cluster import Cluster
 from studies.drive import declare, sole_driver
 from studies.executors import ASKING

@@ -16,7 +16,8 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from results.record import CorruptFile, manifest_of, read_json, read_manifest, read_record, run_folder, unfinished
+from results.files import CorruptFile, read_json
+from results.record import manifest_of, read_manifest, read_record, run_folder, unfinished
 from studies.jobs import Array, InQueue, all_arrays, arrays, ended_jobs, in_queue, log_of
 
 COLUMNS = ("done", "running", "pending", "stopped", "to go", "lost", "failed")

@@ -22,7 +22,8 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from results.record import RunRecord, read_json, read_record, run_folder, write_atomically, write_json, write_record
+from results.files import read_json, write_atomically, write_json
+from results.record import RunRecord, read_record, run_folder, write_record
 from studies import checkpoint
 from studies.augment import crop_and_flip
 from studies.meter import measure

@@ -21,8 +21,9 @@ from ldn import LDNConfig
 from ldn.classifier import InputSpec, TargetSpec
 from results import costs
 from results.figures.cost import length_scaling
+from results.files import CorruptFile
 from results.gather import gather
-from results.record import CorruptFile, CostRecord, read_cost, write_cost
+from results.record import CostRecord, read_cost, write_cost
 from results.report import write_report
 from results.summary import summarise
 from studies import bench as benching

@@ -1,6 +1,6 @@
 """Is the house in order? Who imports whom, read from the source of every module with `ast`.
 
-ldn <- baselines <- studies -> results.record: two leaves, no cycle, one owner for each heavy dependency.
+ldn <- baselines <- studies -> results.record, results.files: two leaves, no cycle, one owner for each heavy dependency.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ TESTS = sorted(path.relative_to(ROOT) for path in (ROOT / "tests").rglob("*.py")
 MAY_IMPORT = {
     "ldn": ("ldn",),
     "baselines": ("baselines", "ldn"),
-    "studies": ("studies", "baselines", "ldn", "results.record"),
+    "studies": ("studies", "baselines", "ldn", "results.record", "results.files"),
     "results": ("results",),
     "benchmarks": ("benchmarks", *ROOMS, "tests.slurm.machine"),  # no room: it times all of them, one on a real SLURM
 }
@@ -38,7 +38,7 @@ OWNERS = {
     "matplotlib": ("results/figures", "results/section.py", "results/page.py"),
 }
 # the command line hands over to what reads the files, and imports it only then
-LAZY = {("studies/__main__.py", f"results.{name}") for name in ("report", "gather", "costs", "evals", "kernels")}
+LAZY = {("studies/__main__.py", f"results.{name}") for name in ("report", "costs", "evals", "kernels", "diffusion")}
 
 
 class Import(NamedTuple):

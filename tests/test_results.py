@@ -24,9 +24,10 @@ from typer.testing import CliRunner, Result
 
 from results import tables
 from results.__main__ import main
+from results.files import write_json
 from results.gather import curves, gather
 from results.notes import bold_means, notes, reasons
-from results.record import Manifest, RunRecord, run_folder, write_json, write_manifest, write_record
+from results.record import Manifest, RunRecord, run_folder, write_manifest, write_record
 from results.report import print_report, write_report
 from results.summary import cost_unit, summarise, title
 

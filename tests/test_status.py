@@ -13,17 +13,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from results.files import write_json
 from results.record import Manifest as Declared
-from results.record import (
-    RunRecord,
-    TuningRecord,
-    run_folder,
-    study_folder,
-    write_json,
-    write_manifest,
-    write_record,
-    write_tuning,
-)
+from results.record import RunRecord, TuningRecord, run_folder, study_folder, write_manifest, write_record, write_tuning
 from studies import jobs, search_status, status
 from studies.drive import sole_driver
 from studies.jobs import Array, InQueue

@@ -25,7 +25,7 @@ def length_scaling(frame: pd.DataFrame, exponents: pd.DataFrame) -> Figure:
     """
     works = [work for work in ("forward", "forward+backward") if (frame["work"] == work).any()]
     names = list(dict.fromkeys(frame["label"]))
-    colour = {name: COLOURS[i % len(COLOURS)] if i else "black" for i, name in enumerate(names, start=0)}
+    colour = {name: COLOURS[(i - 1) % len(COLOURS)] if i else "black" for i, name in enumerate(names)}
     marker = {name: MARKERS[i % len(MARKERS)] for i, name in enumerate(names)}
     columns = 3 if max(map(len, names)) <= LONG else 2
     with matplotlib.rc_context(STYLE):

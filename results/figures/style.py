@@ -20,9 +20,10 @@ COLUMN, PAGE = 3.35, 6.9  # inches
 GREY = "0.55"
 FEW = 8  # curves that can be told apart in one panel
 LONG = 28  # letters of a label that leave a column room for its figure
-# seaborn's colour-blind palette without its pale and grey ones; 7 colours and 8 markers give 56 distinct pairs.
-COLOURS = [sns.color_palette("colorblind")[i] for i in (0, 1, 2, 3, 4, 5, 9)]
-MARKERS = "os^DvPX<"
+# seaborn's colour-blind palette without its pale and grey ones, and the wine of Paul Tol's "muted" scheme;
+# 8 colours and 9 markers give 72 distinct pairs
+COLOURS = [*(sns.color_palette("colorblind")[i] for i in (0, 1, 2, 3, 4, 5, 9)), "#882255"]
+MARKERS = "os^DvPX<>"
 STYLE = {
     **sns.axes_style("ticks"),
     "font.size": 8, "axes.labelsize": 8, "axes.titlesize": 7, "xtick.labelsize": 7, "ytick.labelsize": 7,

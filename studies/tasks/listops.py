@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ldn.classifier import InputSpec, TargetSpec
 from ldn.config import AtLeast, Between
-from results.record import write_atomically
+from results.files import write_atomically
 from studies.tasks.task import Data, Split, Task, fingerprint, floors
 
 # A token's id is its place here. There are no parentheses: they are redundant, and Long Range Arena drops them too.
