@@ -35,12 +35,15 @@ class Linear(nn.Module):
 
     def __init__(self, input: InputSpec, target: TargetSpec) -> None:
         super().__init__()
+        self.input = input
         self.vocabulary = input.vocabulary if input.kind == "tokens" else 0
         self.map = nn.Linear(input.length * (self.vocabulary or input.channels), target.classes)
 
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
-        if lengths is not None:
-            raise ValueError("the linear baseline has a fixed length and takes no lengths")
+        n = self.input.length
+        self.input.refuse_others(x)
+        if lengths is not None or (self.input.kind != "image" and x.shape[1] != n):
+            raise ValueError(f"the linear baseline has a fixed length of {n} tokens and takes no lengths")
         if self.vocabulary:
             x = nn.functional.one_hot(x.long(), self.vocabulary).to(self.map.weight.dtype)
         return self.map(torch.flatten(x, 1))

@@ -47,6 +47,21 @@ class InputSpec(Config):
         if self.grid is not None and self.grid[0] * self.grid[1] != self.length:
             raise ValueError(f"InputSpec.grid {self.grid} does not hold length {self.length} positions")
 
+    def refuse_others(self, x: Tensor) -> None:
+        """Raise ValueError if x is no batch of such inputs: by its shape and type alone, for values are on a device."""
+        shape = tuple(x.shape)
+        if self.kind == "tokens":
+            wanted, fits = "integers (B, N)", len(shape) == 2 and not x.is_floating_point()
+        elif self.kind == "pixels":
+            wanted, fits = f"(B, N, {self.channels})", len(shape) == 3 and shape[2] == self.channels
+        else:
+            sides = (self.channels, *(self.grid or ()))
+            wanted, fits = f"(B, {', '.join(map(str, sides))})", shape[1:] == sides
+        if not fits:
+            raise ValueError(f"an input of kind {self.kind!r} is {wanted}, not {x.dtype} {shape}")
+        if shape[1] == 0:
+            raise ValueError(f"an input of kind {self.kind!r} has at least one token, not the shape {shape}")
+
 
 @dataclass(frozen=True, kw_only=True)
 class TargetSpec(Config):
@@ -114,6 +129,7 @@ class Stem(nn.Module):
             self.register_buffer("positions", sinusoids(self.length, width), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        self.spec.refuse_others(x)
         # ids are stored as small as they fit, and widened only here
         h = self.embed(x.long() if self.spec.kind == "tokens" else x)  # (B, N, D), of an image (B, D, H, W)
         if self.spec.kind == "image":
@@ -207,6 +223,8 @@ class Classifier(nn.Module):
         self.head = nn.Linear(stem.width, target.classes)
 
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
+        if lengths is not None and lengths.shape != x.shape[:1]:
+            raise ValueError(f"lengths are one a sequence: of shape ({x.shape[0]},), not {tuple(lengths.shape)}")
         if lengths is not None and self.stem.cls is not None:
             lengths = lengths + 1
         h = self.backbone(self.stem(x), lengths)

@@ -27,7 +27,7 @@ from results.record import EvalRecord, RunRecord, read_eval, write_eval
 from studies.provenance import provenance
 from studies.spec import RunSpec, canonical, from_plain, with_field
 from studies.stored import restored, weights
-from studies.tasks.task import Data, Split, Task
+from studies.tasks.task import Data, Split, Task, loaded
 from studies.train import Place, evaluate
 from studies.zoo import TASKS, named
 
@@ -166,7 +166,7 @@ def evaluations(
         for record, spec, asked in here:
             stored = read_eval(place.runs, record.run_id, _eval_id(record, spec, asked))
             if stored is None or stored.status == "failed":  # whether it still fails costs little to ask
-                data = other.load(place.data) if data is None else data
+                data = loaded(other, place.data) if data is None else data
                 stored = _evaluated(record, spec, asked, data, place)
                 write_eval(place.runs, stored)
             yield stored

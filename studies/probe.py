@@ -35,7 +35,7 @@ from studies.provenance import provenance
 from studies.schedule import derived_seed
 from studies.spec import RunSpec, from_plain
 from studies.stored import restored, weights
-from studies.tasks.task import Data, Split, Task
+from studies.tasks.task import Data, Split, Task, loaded
 from studies.train import Place
 
 FIELD_EXAMPLES, FIELD_CHANNELS = 8, 32  # enough for a mean; a backward pass for every output channel
@@ -52,13 +52,13 @@ def probed(
     What is stored of as many examples of the same data and weights is kept. Raises ValueError if weights are missing.
     """
     torch.set_num_threads(place.threads)
-    loaded: dict[Task, Data] = {}
+    last: dict[Task, Data] = {}  # one data set at a time
     for record in records:
         spec = from_plain(record.spec)
         stored = weights(place.runs, record)
-        if spec.task not in loaded:
-            loaded = {spec.task: spec.task.load(place.data)}  # one data set at a time
-        yield _probed(record, spec, stored, loaded[spec.task], place, examples, untrained)
+        if spec.task not in last:
+            last = {spec.task: loaded(spec.task, place.data)}
+        yield _probed(record, spec, stored, last[spec.task], place, examples, untrained)
 
 
 def _probed(

@@ -31,7 +31,7 @@ from studies.provenance import provenance
 from studies.schedule import Batches, Clock, derived_seed, learning_rate_factor
 from studies.spec import RunSpec, canonical
 from studies.step import Replayed, SideStream, Step, adamw
-from studies.tasks.task import Split
+from studies.tasks.task import Split, loaded
 
 CHECK_EVERY = 20  # steps between two looks at whether the loss is finite: each look waits for the device
 CHECKPOINT_SECONDS = 20.0
@@ -142,7 +142,7 @@ def _run(
     record.cost = dataclasses.asdict(cost)
     if spec.budget.steps == 0:
         return
-    data = spec.task.load(place.data)
+    data = loaded(spec.task, place.data)
     record.data = data.provenance
     data = data.to(device)
     network.to(device)

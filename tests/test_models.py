@@ -654,6 +654,29 @@ def test_vit_reads_images_only() -> None:
         ViTConfig().build(TOKENS, THREE)
 
 
+@pytest.mark.parametrize("config", [LDNConfig(width=8, depth=1), LinearConfig()], ids=["ldn", "linear"])
+@pytest.mark.parametrize(
+    ("spec", "x", "sentence"),
+    [
+        (TOKENS, torch.zeros(2, 16), r"'tokens' is integers \(B, N\), not torch.float32 \(2, 16\)"),
+        (TOKENS, torch.zeros(16, dtype=torch.long), r"'tokens' is integers \(B, N\), not torch.int64 \(16,\)"),
+        (TOKENS, torch.zeros(2, 0, dtype=torch.long), r"at least one token, not the shape \(2, 0\)"),
+        (PIXELS, torch.zeros(2, 16, 7), r"'pixels' is \(B, N, 2\), not torch.float32 \(2, 16, 7\)"),
+        (IMAGE, torch.zeros(2, 8, 8, 1), r"'image' is \(B, 1, 8, 8\), not torch.float32 \(2, 8, 8, 1\)"),
+    ],
+)
+def test_a_batch_of_another_kind_is_refused(config: ModelConfig, spec: InputSpec, x: Tensor, sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        config.build(spec, THREE)(x)
+
+
+def test_lengths_are_one_a_sequence_and_a_linear_map_reads_all_or_nothing() -> None:
+    with pytest.raises(ValueError, match=r"of shape \(3,\), not \(2,\)"):
+        LDNConfig(width=8, depth=1).build(VARIABLE, THREE)(inputs(VARIABLE), torch.tensor([4, 5]))
+    with pytest.raises(ValueError, match="a fixed length of 16 tokens and takes no lengths"):
+        LinearConfig().build(TOKENS, THREE)(inputs(TOKENS)[:, :9])
+
+
 def test_an_image_that_does_not_divide_into_patches_raises() -> None:
     with pytest.raises(ValueError, match="8 x 8 does not divide into patches of 3"):
         LDNConfig(patch=3).build(IMAGE, THREE)

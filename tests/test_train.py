@@ -603,6 +603,29 @@ def test_a_model_that_does_not_fit_its_task_is_a_record(tmp_path: Path) -> None:
     assert record.status == "failed" and record.reason.startswith("ValueError: grid='2d' needs a task whose tokens")
 
 
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [
+        ({"x": torch.full((16, 9), 3)}, "has ids from 3 to 3; they must be from 0 to 2"),
+        ({"x": torch.zeros(15, 9)}, "has 15 inputs, 16 labels, 16 lengths; it needs as many of each"),
+        ({"x": torch.full((16, 9), math.nan)}, "has 144 values that are not finite"),
+        ({"y": torch.full((16,), 2)}, "has torch.int64 labels from 2 to 2; they must be int64, from 0 to 1"),
+        ({"y": torch.zeros(16)}, "has torch.float32 labels"),
+        ({"lengths": torch.full((16,), 10)}, "has lengths from 10 to 10; they must be from 1 to 9"),
+        ({"lengths": torch.zeros(16, dtype=torch.long)}, "has lengths from 0 to 0"),
+    ],
+)
+def test_data_that_are_not_what_the_task_says_are_refused(
+    wrong: dict[str, Tensor], sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = Padded().load(tmp_path)
+    other = dataclasses.replace(data, valid=dataclasses.replace(data.valid, **wrong))
+    monkeypatch.setattr(Padded, "load", lambda task, folder: other)
+    record = train(RunSpec(model=LDNConfig(width=8), task=Padded(), budget=Budget(steps=1)), place(tmp_path))
+    assert record.status == "failed"
+    assert record.reason.startswith(f"ValueError: the valid split of task 'padded' {sentence}")
+
+
 def test_a_run_that_crashed_goes_on_from_its_checkpoint_when_it_is_tried_again(
     whole: tuple[Place, RunRecord], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

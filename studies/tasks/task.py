@@ -81,6 +81,32 @@ class Task(Config, ABC):
         """A batch as stored -> as the model reads it (standardised, say); runs on the device, after augmentation."""
 
 
+def loaded(task: Task, folder: Path) -> Data:
+    """The task's data, on the CPU. Raises as `load` does, and ValueError where the data are not what the task says."""
+    data = task.load(folder)
+    for name in ("train", "valid", "test"):
+        if fault := _fault(getattr(data, name), task.input, task.target):
+            raise ValueError(f"the {name} split of task {task.name!r} {fault}")
+    return data
+
+
+def _fault(split: Split, input: InputSpec, target: TargetSpec) -> str:
+    """What is wrong with a split: on a GPU it would end as an assertion of a kernel, or as a number. Empty: nothing."""
+    x, lengths, y = split.x, split.lengths, split.y
+    if len(y) == 0 or not len(x) == len(y) == (len(y) if lengths is None else len(lengths)):
+        counts = f"{len(x)} inputs, {len(y)} labels" + ("" if lengths is None else f", {len(lengths)} lengths")
+        return f"has {counts}; it needs as many of each, and at least one"
+    if y.dtype != torch.int64 or y.min() < 0 or y.max() >= target.classes:
+        return f"has {y.dtype} labels from {y.min()} to {y.max()}; they must be int64, from 0 to {target.classes - 1}"
+    if lengths is not None and (lengths.min() < 1 or lengths.max() > x.shape[1]):
+        return f"has lengths from {lengths.min()} to {lengths.max()}; they must be from 1 to {x.shape[1]}"
+    if input.kind == "tokens" and x.dim() == 2 and (x.min() < 0 or x.max() >= input.vocabulary):
+        return f"has ids from {x.min()} to {x.max()}; they must be from 0 to {input.vocabulary - 1}"
+    if x.is_floating_point() and not x.isfinite().all():
+        return f"has {int((~x.isfinite()).sum())} values that are not finite"
+    return ""
+
+
 def floors(train: Split, test: Split, classes: int, shortcuts: Mapping[str, float] | None = None) -> dict[str, Any]:
     """What accuracy on `test` needs no model, for the record: {"floors": {name: accuracy}, "test_examples": n}.
 
