@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from results.record import read_record, run_folder
 from studies import catalogue
@@ -111,13 +112,17 @@ def submit(folder: Path, chance: random.Random) -> None:
     assert again.returncode == 0, printed
 
 
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("undisturbed")
-    (folder / "s.py").write_text(STUDY)
-    executor = Local([Place(folder / "runs", folder / "data", "cpu")] * 2)
-    tally = drive(catalogue.load(folder / "s.py"), "s", "s.py", folder / "runs", executor, Log())
-    executor.close()
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """Where the study was run with nobody disturbing it: by the first process that asks, for all of them."""
+    own = tmp_path_factory.getbasetemp()
+    folder = (own if worker_id == "master" else own.parent) / "undisturbed"
+    folder.mkdir(exist_ok=True)
+    with FileLock(folder / "lock"):
+        (folder / "s.py").write_text(STUDY)
+        executor = Local([Place(folder / "runs", folder / "data", "cpu")] * 2)
+        tally = drive(catalogue.load(folder / "s.py"), "s", "s.py", folder / "runs", executor, Log())
+        executor.close()
     assert tally.done == 60
     return folder
 
