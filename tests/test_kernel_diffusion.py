@@ -393,7 +393,8 @@ def test_compiled_for_hopper_nothing_is_spilled(name: str) -> None:
         _, given = stencil.arguments(planned.passes[0], x, channels)
         warps = given.pop("num_warps")
         if backward:
-            numbers = dict.fromkeys(["B", "groups", "of_group", "grad_b", "grad_y", "grad_x"], 16)
+            numbers = dict.fromkeys(["B", "groups", "of_group", "grad_b"], 16)
+            numbers |= {"GRAD_Y": given["X_Y"], "GRAD_X": given["X_X"]}
             given |= {"x": x, "grad": x, "g_x": x, "LEARNING": True, **numbers}
             given |= dict.fromkeys(["g_weights", "g_rate", "g_conductance"], weights)
         else:
@@ -408,12 +409,13 @@ def job(name: str, given: dict, warps: int) -> Job:
     from ldn.kernels import steps
 
     kernel = getattr(steps, name)
+    constant = {argument for argument, kind in kernel.fn.__annotations__.items() if "constexpr" in str(kind)}
     signature, constants = {}, {}
     for argument in kernel.arg_names:
         value = given[argument]
         if isinstance(value, Tensor):
             signature[argument] = {torch.bfloat16: "*bf16:16", torch.float32: "*fp32:16"}[value.dtype]
-        elif (argument.isupper() and argument not in ("B", "H", "W", "D")) or value == 1:
+        elif argument in constant or value == 1:
             signature[argument], constants[argument] = "constexpr", value
         else:
             signature[argument] = "i32:16" if value % 16 == 0 else "i32"

@@ -65,9 +65,9 @@ class _Stencil:
             "weights": self.weights, "rate": self.rate,
             "conductance": x if self.conductance is None else self.conductance,
             "H": h, "W": w, "D": d, "tiles_y": tiles_y, "tiles_x": tiles_x, "blocks": triton.cdiv(d, block),
-            **dict(zip(("x_b", "x_y", "x_x"), x.stride(), strict=False)),
-            "w_e": self.weights.stride(0), "w_d": 0 if self.weights.shape[1] == 1 else self.weights.stride(1),
-            **dict(zip(("r_b", "r_y", "r_x", "r_d"), rate_strides, strict=True)),
+            **dict(zip(("x_b", "X_Y", "X_X"), x.stride(), strict=False)),
+            "W_E": self.weights.stride(0), "W_D": 0 if self.weights.shape[1] == 1 else self.weights.stride(1),
+            **dict(zip(("r_b", "R_Y", "R_X", "R_D"), rate_strides, strict=True)),
             "PAIRS": tuple(n for pair in edges for n in (*pair.offset, pair.ahead, pair.back)),
             "P": len(edges), "E": len(self.offsets), "DILATIONS": part.dilations, "REACHES": part.reaches,
             "S": len(part.dilations), "SY": sy, "SX": sx, "TY": part.tile[0], "TX": part.tile[1],
@@ -111,7 +111,7 @@ def _backward(
         g_rate = new((1, b, h, w, d) if shared["OF_CHANNELS"] else (blocks, b, h, w, 1))
     if learning and stencil.conductance is not None:
         g_conductance = new((blocks, b, h, w, shared["E"]))
-    strides = dict(zip(("grad_b", "grad_y", "grad_x"), grad.stride(), strict=False))
+    strides = dict(zip(("grad_b", "GRAD_Y", "GRAD_X"), grad.stride(), strict=False))
     with torch.cuda.device_of(x):
         wrap_triton(backward_kernel)[(groups * blocks * b,)](
             x=x, grad=grad, g_x=g_x, g_weights=g_weights, g_rate=g_rate, g_conductance=g_conductance,

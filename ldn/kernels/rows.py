@@ -2,7 +2,8 @@
 
 A program has a tile of TY x TX tokens with K times the stencil's reach (UP, DOWN, LEFT, RIGHT) around it; y0, x0 is the
 tile's first token in a grid of H x W, and neighbours in the tile lie SY and SX apart. A tuple of rows has a row of
-channels for each of these tokens, in reading order. Every loop is unrolled, so a tuple is so many registers.
+channels for each of these tokens, in reading order. Every loop is unrolled, so a tuple is so many registers. Pointers
+are to the tile's first token, and strides are constants: what is added to a pointer is then part of the instruction.
 `inside` says of each token whether it is in the grid; it is F reaches wide, as wide as any rows of the program.
 """
 
@@ -22,6 +23,12 @@ def at(i, j, K, TX, UP, LEFT, RIGHT):
 def known(i, j, K, TY, TX, UP, DOWN, LEFT, RIGHT):
     """Whether row (i, j) is among the rows; one that is asked for and is not lies outside the grid (see `plan`)."""
     return -K * UP <= i < TY + K * DOWN and -K * LEFT <= j < TX + K * RIGHT
+
+
+@triton.constexpr_function
+def divides(block, D):
+    """Whether every block of channels is full."""
+    return D % block == 0
 
 
 @triton.jit
@@ -50,65 +57,82 @@ def within(
 
 
 @triton.jit
+def row_load(place, here, channels, D: tl.constexpr, MASKED: tl.constexpr):
+    """A row in float32; MASKED, it is 0 unless `here`."""
+    whole: tl.constexpr = divides(channels.shape[0], D)
+    if MASKED:
+        row = tl.load(place, channels < tl.where(here, D, 0), other=0.0)
+    elif not whole:
+        row = tl.load(place, channels < D, other=0.0)
+    else:
+        row = tl.load(place)
+    return row.to(tl.float32)
+
+
+@triton.jit
 def load(
-    base, inside, y0, x0, D, stride_y, stride_x, channels, SY: tl.constexpr, SX: tl.constexpr, TY: tl.constexpr,
-    TX: tl.constexpr, UP: tl.constexpr, DOWN: tl.constexpr, LEFT: tl.constexpr, RIGHT: tl.constexpr, F: tl.constexpr,
-    K: tl.constexpr, MASKED: tl.constexpr,
+    base, inside, channels, D: tl.constexpr, STRIDE_Y: tl.constexpr, STRIDE_X: tl.constexpr, SY: tl.constexpr,
+    SX: tl.constexpr, TY: tl.constexpr, TX: tl.constexpr, UP: tl.constexpr, DOWN: tl.constexpr, LEFT: tl.constexpr,
+    RIGHT: tl.constexpr, F: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
-    """The rows in float32, 0 outside the grid."""
+    """The rows in float32, F reaches wide, 0 outside the grid."""
     rows = ()
-    for i in tl.static_range(-K * UP, TY + K * DOWN):
-        for j in tl.static_range(-K * LEFT, TX + K * RIGHT):
-            place = (y0 + i * SY).to(tl.int64) * stride_y + (x0 + j * SX).to(tl.int64) * stride_x
-            bound = D
-            if MASKED:
-                bound = tl.where(inside[at(i, j, F, TX, UP, LEFT, RIGHT)], D, 0)
-            rows = rows + (tl.load(base + place, channels < bound, other=0.0).to(tl.float32),)
+    for i in tl.static_range(-F * UP, TY + F * DOWN):
+        for j in tl.static_range(-F * LEFT, TX + F * RIGHT):
+            place = base + (i * SY * STRIDE_Y + j * SX * STRIDE_X)
+            rows = rows + (row_load(place, inside[at(i, j, F, TX, UP, LEFT, RIGHT)], channels, D, MASKED),)
     return rows
 
 
 @triton.jit
 def store(
-    base, rows, inside, y0, x0, D, stride_y, stride_x, channels, SY: tl.constexpr, SX: tl.constexpr,
-    TY: tl.constexpr, TX: tl.constexpr, UP: tl.constexpr, DOWN: tl.constexpr, LEFT: tl.constexpr, RIGHT: tl.constexpr,
-    F: tl.constexpr, MASKED: tl.constexpr,
+    base, rows, inside, channels, D: tl.constexpr, STRIDE_Y: tl.constexpr, STRIDE_X: tl.constexpr, SY: tl.constexpr,
+    SX: tl.constexpr, TY: tl.constexpr, TX: tl.constexpr, UP: tl.constexpr, DOWN: tl.constexpr, LEFT: tl.constexpr,
+    RIGHT: tl.constexpr, F: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
     """Write the rows of a tile with nothing around it."""
+    whole: tl.constexpr = divides(channels.shape[0], D)
     for i in tl.static_range(TY):
         for j in tl.static_range(TX):
-            place = (y0 + i * SY).to(tl.int64) * stride_y + (x0 + j * SX).to(tl.int64) * stride_x
-            bound = D
+            place = base + (i * SY * STRIDE_Y + j * SX * STRIDE_X)
+            row = rows[i * TX + j].to(base.dtype.element_ty)
+            here = inside[at(i, j, F, TX, UP, LEFT, RIGHT)]
             if MASKED:
-                bound = tl.where(inside[at(i, j, F, TX, UP, LEFT, RIGHT)], D, 0)
-            tl.store(base + place, rows[i * TX + j].to(base.dtype.element_ty), channels < bound)
+                tl.store(place, row, channels < tl.where(here, D, 0))
+            elif not whole:
+                tl.store(place, row, channels < D)
+            else:
+                tl.store(place, row)
 
 
 @triton.jit
 def numbers(
-    base, inside, y0, x0, stride_y, stride_x, SY: tl.constexpr, SX: tl.constexpr, TY: tl.constexpr, TX: tl.constexpr,
-    UP: tl.constexpr, DOWN: tl.constexpr, LEFT: tl.constexpr, RIGHT: tl.constexpr, F: tl.constexpr, K: tl.constexpr,
+    base, inside, STRIDE_Y: tl.constexpr, STRIDE_X: tl.constexpr, SY: tl.constexpr, SX: tl.constexpr,
+    TY: tl.constexpr, TX: tl.constexpr, UP: tl.constexpr, DOWN: tl.constexpr, LEFT: tl.constexpr, RIGHT: tl.constexpr,
+    F: tl.constexpr,
 ):  # fmt: skip
     """One number of each token instead of a row, 0 outside the grid."""
     found = ()
-    for i in tl.static_range(-K * UP, TY + K * DOWN):
-        for j in tl.static_range(-K * LEFT, TX + K * RIGHT):
-            place = (y0 + i * SY).to(tl.int64) * stride_y + (x0 + j * SX).to(tl.int64) * stride_x
+    for i in tl.static_range(-F * UP, TY + F * DOWN):
+        for j in tl.static_range(-F * LEFT, TX + F * RIGHT):
+            place = base + (i * SY * STRIDE_Y + j * SX * STRIDE_X)
             here = inside[at(i, j, F, TX, UP, LEFT, RIGHT)]
-            found = found + (tl.load(base + place, here, other=0.0).to(tl.float32),)
+            found = found + (tl.load(place, here, other=0.0).to(tl.float32),)
     return found
 
 
 @triton.jit
 def store_sums(
-    base, rows, inside, y0, x0, stride_y, stride_x, SY: tl.constexpr, SX: tl.constexpr, TY: tl.constexpr,
-    TX: tl.constexpr, UP: tl.constexpr, DOWN: tl.constexpr, LEFT: tl.constexpr, RIGHT: tl.constexpr, F: tl.constexpr,
+    base, rows, inside, STRIDE_Y: tl.constexpr, STRIDE_X: tl.constexpr, SY: tl.constexpr, SX: tl.constexpr,
+    TY: tl.constexpr, TX: tl.constexpr, UP: tl.constexpr, DOWN: tl.constexpr, LEFT: tl.constexpr, RIGHT: tl.constexpr,
+    F: tl.constexpr,
 ):  # fmt: skip
     """Write each row's sum over its channels, a number of its token."""
     for i in tl.static_range(TY):
         for j in tl.static_range(TX):
-            place = (y0 + i * SY).to(tl.int64) * stride_y + (x0 + j * SX).to(tl.int64) * stride_x
+            place = base + (i * SY * STRIDE_Y + j * SX * STRIDE_X)
             here = inside[at(i, j, F, TX, UP, LEFT, RIGHT)]
-            tl.store(base + place, tl.sum(rows[i * TX + j], axis=0), here)
+            tl.store(place, tl.sum(rows[i * TX + j], axis=0), here)
 
 
 @triton.jit
@@ -136,6 +160,19 @@ def products(
         for j in tl.static_range(-L * LEFT, TX + L * RIGHT):
             scaled = scaled + (rows[at(i, j, L, TX, UP, LEFT, RIGHT)] * factors[at(i, j, K, TX, UP, LEFT, RIGHT)],)
     return scaled
+
+
+@triton.jit
+def middle(
+    rows, TY: tl.constexpr, TX: tl.constexpr, UP: tl.constexpr, DOWN: tl.constexpr, LEFT: tl.constexpr,
+    RIGHT: tl.constexpr, K: tl.constexpr, L: tl.constexpr,
+):  # fmt: skip
+    """Of rows, K reaches wide, those that lie L reaches wide."""
+    found = ()
+    for i in tl.static_range(-L * UP, TY + L * DOWN):
+        for j in tl.static_range(-L * LEFT, TX + L * RIGHT):
+            found = found + (rows[at(i, j, K, TX, UP, LEFT, RIGHT)],)
+    return found
 
 
 @triton.jit
@@ -224,13 +261,14 @@ def flow_back(
 
 @triton.jit
 def moved_along(
-    moved, START: tl.constexpr, rows, grads, inside, DY: tl.constexpr, DX: tl.constexpr,
+    moved, START: tl.constexpr, rows, grads, inside, BACK: tl.constexpr, DY: tl.constexpr, DX: tl.constexpr,
     TY: tl.constexpr, TX: tl.constexpr, UP: tl.constexpr, DOWN: tl.constexpr, LEFT: tl.constexpr, RIGHT: tl.constexpr,
     F: tl.constexpr, K: tl.constexpr, L: tl.constexpr, APART: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
     """Add gradient times difference along an edge: over all tokens, or for each of them APART.
 
-    Rows are K reaches wide, gradients L.
+    Rows are K reaches wide, gradients L. BACK: the edge is the second of a pair, whose differences are those of the
+    first one, turned round.
     """
     total = moved[START]
     apart = ()
@@ -239,12 +277,16 @@ def moved_along(
             if APART:
                 total = moved[START + i * TX + j]
             if known(i + DY, j + DX, K, TY, TX, UP, DOWN, LEFT, RIGHT):
-                difference = rows[at(i + DY, j + DX, K, TX, UP, LEFT, RIGHT)] - rows[at(i, j, K, TX, UP, LEFT, RIGHT)]
+                here, there = rows[at(i, j, K, TX, UP, LEFT, RIGHT)], rows[at(i + DY, j + DX, K, TX, UP, LEFT, RIGHT)]
+                difference = here - there if BACK else there - here
                 if MASKED:
-                    both = inside[at(i, j, F, TX, UP, LEFT, RIGHT)]
-                    both &= inside[at(i + DY, j + DX, F, TX, UP, LEFT, RIGHT)]
+                    both = inside[at(i + DY, j + DX, F, TX, UP, LEFT, RIGHT)]
+                    both &= inside[at(i, j, F, TX, UP, LEFT, RIGHT)]
                     difference = tl.where(both, difference, 0.0)
-                total += grads[at(i, j, L, TX, UP, LEFT, RIGHT)] * difference
+                if BACK:
+                    total -= grads[at(i, j, L, TX, UP, LEFT, RIGHT)] * difference
+                else:
+                    total += grads[at(i, j, L, TX, UP, LEFT, RIGHT)] * difference
             if APART:
                 apart = apart + (total,)
     if not APART:
