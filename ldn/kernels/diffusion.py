@@ -25,7 +25,6 @@ from ldn.reference import Offset
 from ldn.stencil import step_flops
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-SPLIT_FROM = 5  # steps; fewer are bound by memory even with masks, and compiled twice as fast for having one form
 TILES_OF_A_PROGRAM = 8  # whose gradients of the coefficients a backward program sums, at the most
 PROGRAMS = 4096  # that a GPU should have at least
 # what is interpreted cannot be traced into: there the operators are opaque
@@ -73,7 +72,7 @@ class _Stencil:
             "S": len(part.dilations), "SY": sy, "SX": sx, "TY": part.tile[0], "TX": part.tile[1],
             "UP": up, "DOWN": down, "LEFT": left, "RIGHT": right, "OF_TOKENS": self.of_tokens,
             "OF_CHANNELS": self.of_tokens and self.rate.shape[3] > 1, "CONDUCTING": self.conductance is not None,
-            "SPLIT": int(len(part.dilations) >= SPLIT_FROM),
+            "SPLIT": int(self.numbers == 0),
             "BLOCK": block, "num_warps": max(1, block // (32 * channels)),
         }  # fmt: skip
         return tiles_y * tiles_x * sy * sx, shared

@@ -93,7 +93,8 @@ def forward_kernel(
     """A tile of `out` (B, H, W, D), contiguous, from x (B, H, W, D) with strides (x_b, X_Y, X_X, 1).
 
     REACHES[s] of the stencil's reaches lie around the rows before step s. PAIRS has (dy, dx, edge ahead, edge back).
-    SPLIT: programs that see no end of the grid are compiled apart, without masks.
+    SPLIT: programs that see no end of the grid are compiled apart, without masks. Where tokens have numbers of their
+    own that saves a fifth of the instructions and takes four times as long to compile; elsewhere it saves half.
     """
     pid = tl.program_id(0)
     channels = pid % blocks * BLOCK + tl.arange(0, BLOCK)
