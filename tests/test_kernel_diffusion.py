@@ -225,6 +225,14 @@ def test_only_what_is_learned_gets_a_gradient(device: str) -> None:
     assert torch.equal(alone, x.grad) and weights.grad is not None and rate.grad is not None
 
 
+def test_walls_without_a_gradient_change_no_other(device: str) -> None:
+    case = CASES["walls and rates of tokens"]
+    *learned, walls = case.tensors(device, torch.float32)
+    alone = torch.autograd.grad(fused(case, [*learned, walls.detach()]).sum(), learned)
+    beside = torch.autograd.grad(fused(case, [*learned, walls]).sum(), [*learned, walls])
+    assert all(torch.equal(one, other) for one, other in zip(alone, beside, strict=False))
+
+
 @pytest.mark.parametrize("name", ["two tokens", "walls", "walls and rates of tokens"])
 def test_opcheck(name: str, device: str) -> None:
     case = CASES[name]
@@ -234,8 +242,8 @@ def test_opcheck(name: str, device: str) -> None:
     given = (x, flat, weights, rate, rest[0] if rest else None, list(case.dilations))
     torch.library.opcheck(torch.ops.ldn.diffuse_fused.default, given)
     given = [tensor.detach() if isinstance(tensor, Tensor) else tensor for tensor in given]
-    for learning in (False, True):
-        torch.library.opcheck(torch.ops.ldn.diffuse_fused_backward.default, (cotangent(x), *given, learning))
+    for asked in ((False, False), (True, bool(rest))):  # learning, conducting
+        torch.library.opcheck(torch.ops.ldn.diffuse_fused_backward.default, (cotangent(x), *given, *asked))
 
 
 @pytest.mark.parametrize("operator", [fused, plain])
@@ -395,7 +403,7 @@ def test_compiled_for_hopper_nothing_is_spilled(name: str) -> None:
         if backward:
             numbers = dict.fromkeys(["B", "groups", "of_group", "grad_b"], 16)
             numbers |= {"GRAD_Y": given["X_Y"], "GRAD_X": given["X_X"]}
-            given |= {"x": x, "grad": x, "g_x": x, "LEARNING": True, **numbers}
+            given |= {"x": x, "grad": x, "g_x": x, "LEARNING": True, "OF_CONDUCTANCES": bool(rest), **numbers}
             given |= dict.fromkeys(["g_weights", "g_rate", "g_conductance"], weights)
         else:
             given |= {"x": x, "out": x}

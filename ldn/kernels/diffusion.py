@@ -52,7 +52,7 @@ class _Stencil:
 
     def arguments(self, part: Pass, x: Tensor, channels: int) -> tuple[int, dict[str, Any]]:
         """Number of tiles, and the arguments that both kernels share; a thread keeps `channels` of a row."""
-        _, h, w, d = x.shape
+        h, w, d = x.shape[1], int(x.shape[2]), int(x.shape[3])  # constants of the kernel, whatever else varies
         block = min(triton.next_power_of_2(d), 128 * channels)
         flat = len(self.offsets[0]) == 1
         sy, sx = part.stride, 1 if flat else part.stride
@@ -90,7 +90,7 @@ def _forward(stencil: _Stencil, x: Tensor, passes: Sequence[Pass], dtype: torch.
 
 
 def _backward(
-    stencil: _Stencil, x: Tensor, grad: Tensor, part: Pass, dtype: torch.dtype, learning: bool
+    stencil: _Stencil, x: Tensor, grad: Tensor, part: Pass, dtype: torch.dtype, learning: bool, conducting: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of x, (B, E, D) of the weights, (B, H, W, D or 1) of rates of tokens, (B, H, W, E) of conductances.
 
@@ -102,21 +102,29 @@ def _backward(
     # the more tiles a program sums over the less it writes, but all processors want work
     of_group = max(1, min(TILES_OF_A_PROGRAM, tiles * blocks * b // PROGRAMS))
     groups = triton.cdiv(tiles, of_group)
-    new = partial(torch.zeros, dtype=torch.float32, device=x.device)
+    moving = {edge for pair in pairs(stencil.offsets) for edge in (pair.ahead, pair.back)} - {-1}
+    # an edge from a token to itself moves nothing, and nothing is written for it
+    made = torch.empty if len(moving) == shared["E"] else torch.zeros
+    new = partial(made, dtype=torch.float32, device=x.device)
     g_x = torch.empty(x.shape, dtype=dtype, device=x.device)
     g_weights = new((b, groups, shared["E"], d) if learning else (0, 0))
-    g_rate, g_conductance = new((0,)), new((0,))
+    g_rate, g_conductance = new((1, 0)), new((1, 0))
     if learning and stencil.of_tokens:
         g_rate = new((1, b, h, w, d) if shared["OF_CHANNELS"] else (blocks, b, h, w, 1))
-    if learning and stencil.conductance is not None:
+    if conducting:
         g_conductance = new((blocks, b, h, w, shared["E"]))
     strides = dict(zip(("grad_b", "GRAD_Y", "GRAD_X"), grad.stride(), strict=False))
     with torch.cuda.device_of(x):
         wrap_triton(backward_kernel)[(groups * blocks * b,)](
             x=x, grad=grad, g_x=g_x, g_weights=g_weights, g_rate=g_rate, g_conductance=g_conductance,
-            B=b, groups=groups, of_group=of_group, **strides, LEARNING=learning, **shared,
+            B=b, groups=groups, of_group=of_group, **strides, LEARNING=learning, OF_CONDUCTANCES=conducting, **shared,
         )  # fmt: skip
-    return g_x, g_weights.sum(1), g_rate.sum(0), g_conductance.sum(0)
+    return g_x, g_weights.sum(1), _summed(g_rate), _summed(g_conductance)
+
+
+def _summed(parts: Tensor) -> Tensor:
+    """Over the first dimension; nothing is launched where there is nothing to add."""
+    return parts[0] if len(parts) == 1 else parts.sum(0)
 
 
 @operator("ldn::diffuse_fused", mutates_args=())
@@ -145,12 +153,15 @@ def _diffuse_backward(
     conductance: Tensor | None,
     dilations: Sequence[int],
     learning: bool,
+    conducting: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of (x, weights, rate, conductance), all but the first empty unless `learning`."""
+    """Gradients of (x, weights, rate, conductance).
+
+    All but the first are empty unless `learning`, and the last unless `conducting` (which is learning, too).
+    """
     stencil, x_ = _unpacked(x, offsets, weights, rate, conductance)
     passes = _passes(stencil, x, dilations, backward=True)
     if passes is None:
-        conducting = learning and conductance is not None
         found = torch.ops.ldn.diffuse_backward(
             grad, x, offsets, weights, rate, conductance, dilations, learning, conducting
         )
@@ -160,17 +171,18 @@ def _diffuse_backward(
         inputs.append(_forward(stencil, inputs[-1], [part], torch.float32))
     for part in reversed(passes):
         dtype = x.dtype if part is passes[0] else torch.float32
-        g, *of_coefficients = _backward(stencil, inputs.pop() if learning else x_, g, part, dtype, learning)
+        before = inputs.pop() if learning else x_
+        g, *of_coefficients = _backward(stencil, before, g, part, dtype, learning, conducting)
         moved.append(of_coefficients)
     if not learning:
         return g.view(x.shape), weights.new_empty(0), rate.new_empty(0), x.new_empty(0)
-    g_weights, g_rate, g_conductance = (torch.stack(parts).sum(0) for parts in zip(*moved, strict=True))
+    g_weights, g_rate, g_conductance = (sum(parts[1:], parts[0]) for parts in zip(*moved, strict=True))
     if not stencil.of_tokens:  # times the weights it is the rate's gradient, and times the rate the weights'
         g_rate = (g_weights * weights.float()).sum(1)[:, None, None]
         g_weights = g_weights * stencil.rate[:, 0].float()
     g_rate = g_rate.sum_to_size(stencil.rate.shape).reshape(rate.shape).to(rate.dtype)
     g_weights = g_weights.sum(0).sum_to_size(weights.shape).to(weights.dtype)
-    if conductance is None:
+    if not conducting or conductance is None:
         return g.view(x.shape), g_weights, g_rate, x.new_empty(0)
     return g.view(x.shape), g_weights, g_rate, g_conductance.reshape(conductance.shape).to(conductance.dtype)
 
@@ -207,11 +219,11 @@ def _(x, offsets, weights, rate, conductance, dilations):
 
 
 @_diffuse_backward.register_fake
-def _(grad, x, offsets, weights, rate, conductance, dilations, learning):
+def _(grad, x, offsets, weights, rate, conductance, dilations, learning, conducting):
     g_x = torch.empty_like(x, memory_format=torch.contiguous_format)
     if not learning:
         return g_x, weights.new_empty(0), rate.new_empty(0), x.new_empty(0)
-    g_conductance = x.new_empty(0) if conductance is None else conductance.new_empty(conductance.shape)
+    g_conductance = conductance.new_empty(conductance.shape) if conducting else x.new_empty(0)
     return g_x, weights.new_empty(weights.shape), rate.new_empty(rate.shape), g_conductance
 
 
@@ -223,12 +235,13 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     x, weights, rate, conductance = ctx.saved_tensors
     learning = any(ctx.needs_input_grad[n] for n in (2, 3, 4))
+    conducting = ctx.needs_input_grad[4]  # walls of padding have none
     g_x, g_weights, g_rate, g_conductance = torch.ops.ldn.diffuse_fused_backward(
-        grad, x, ctx.offsets, weights, rate, conductance, ctx.dilations, learning
+        grad, x, ctx.offsets, weights, rate, conductance, ctx.dilations, learning, conducting
     )
     if not learning:
         return g_x, None, None, None, None, None
-    return g_x, None, g_weights, g_rate, None if conductance is None else g_conductance, None
+    return g_x, None, g_weights, g_rate, g_conductance if conducting else None, None
 
 
 _diffuse.register_autograd(_gradients, setup_context=_save)
@@ -240,7 +253,7 @@ def _(x, offsets, weights, rate, conductance, dilations, **_):
 
 
 @register_flop_formula(torch.ops.ldn.diffuse_fused_backward)
-def _(grad, x, offsets, weights, rate, conductance, dilations, learning, **_):
+def _(grad, x, offsets, weights, rate, conductance, dilations, learning, conducting, **_):
     """The steps transposed; and for the coefficients' gradients the states again, and as many sums."""
     return (3 if learning else 1) * step_flops(x, weights[0], len(dilations))
 

@@ -146,7 +146,7 @@ def _settled(
     total, of_rates, moved, START: tl.constexpr, weight, rates, own, inside, g_conductance, W: tl.constexpr,
     E: tl.constexpr, SY: tl.constexpr, SX: tl.constexpr, TY: tl.constexpr, TX: tl.constexpr,
     UP: tl.constexpr, DOWN: tl.constexpr, LEFT: tl.constexpr, RIGHT: tl.constexpr, F: tl.constexpr,
-    OF_TOKENS: tl.constexpr, CONDUCTING: tl.constexpr,
+    OF_TOKENS: tl.constexpr, CONDUCTING: tl.constexpr, OF_CONDUCTANCES: tl.constexpr,
 ):  # fmt: skip
     """Share what moved along an edge, token by token, among its weight (`total`), the rates and its conductances."""
     new, of_own = (), ()
@@ -162,7 +162,7 @@ def _settled(
                 flow = flow * rates[at(i, j, F, TX, UP, LEFT, RIGHT)]
             total += through
             of_own = of_own + (flow * weight,)
-    if CONDUCTING:
+    if OF_CONDUCTANCES:
         store_sums(g_conductance, of_own, inside, W * E, E, SY, SX, TY, TX, UP, DOWN, LEFT, RIGHT, F)
     return total, new
 
@@ -177,13 +177,13 @@ def backward_kernel(
     S: tl.constexpr, SY: tl.constexpr, SX: tl.constexpr, TY: tl.constexpr, TX: tl.constexpr,
     UP: tl.constexpr, DOWN: tl.constexpr, LEFT: tl.constexpr, RIGHT: tl.constexpr,
     OF_TOKENS: tl.constexpr, OF_CHANNELS: tl.constexpr, CONDUCTING: tl.constexpr, LEARNING: tl.constexpr,
-    SPLIT: tl.constexpr, BLOCK: tl.constexpr,
+    OF_CONDUCTANCES: tl.constexpr, SPLIT: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """`of_group` tiles of g_x (B, H, W, D), contiguous; and, LEARNING, what the coefficients' gradients are made of:
 
     g_weights (B, groups, E, D): sums over tokens and steps of the gradient times the difference along each edge, times
     the token's own rate and conductance · g_rate (B, H, W, D), or (blocks, B, H, W) summed over a block of channels ·
-    g_conductance (blocks, B, H, W, E).
+    g_conductance (blocks, B, H, W, E), if OF_CONDUCTANCES.
     """
     pid = tl.program_id(0)
     block, group, b = pid % blocks, pid // blocks % groups, (pid // blocks // groups).to(tl.int64)
@@ -280,7 +280,7 @@ def backward_kernel(
                                 coefficients[PAIRS[edge // 2 * 4 + 2 + edge % 2]], rates,
                                 conductances[PAIRS[edge // 2 * 4 + 2 + edge % 2]], inside,
                                 g_conductance + of_block * E + PAIRS[edge // 2 * 4 + 2 + edge % 2], W, E,
-                                SY, SX, TY, TX, UP, DOWN, LEFT, RIGHT, F, OF_TOKENS, CONDUCTING,
+                                SY, SX, TY, TX, UP, DOWN, LEFT, RIGHT, F, OF_TOKENS, CONDUCTING, OF_CONDUCTANCES,
                             )  # fmt: skip
                         settled = settled + (total,)
                     moved = settled
