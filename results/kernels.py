@@ -124,6 +124,7 @@ def notes(frame: pd.DataFrame) -> list[str]:
         "Times are medians of timed blocks with their quartiles, all variants in turns. Peak: bytes of tensors at "
         "most, of one set of inputs. Exponent: of the time of one sequence in N, log-log least squares, in brackets "
         "its 95 % t interval.",
+        *_of_launching(frame),
     ]
     return said + _of_caches(frame) + unmeasured(frame)
 
@@ -149,6 +150,16 @@ def print_kernels(console: Console, frame: pd.DataFrame, files: list[Path]) -> N
 def _figures(frame: pd.DataFrame) -> dict[str, Any]:
     drawable = frame[frame["gb_share"].notna()]
     return {"copy_share": copy_share(drawable)} if drawable["tokens"].nunique() >= 2 else {}
+
+
+def _of_launching(frame: pd.DataFrame) -> list[str]:
+    """Whether the times of a GPU hold the time that launching from Python takes."""
+    timed = frame[(frame["status"] == "done") & ~frame["device"].astype(str).str.startswith("cpu")]
+    if timed.empty:
+        return []
+    launched = timed[timed["reason"] != ""].groupby("reason", sort=False)["label"].unique()
+    others = "".join(f" Not so {', '.join(labels)}, launched call by call: {why}." for why, labels in launched.items())
+    return [f"The calls of a block are captured as one CUDA graph: times are the GPU's, without launching.{others}"]
 
 
 def _of_caches(frame: pd.DataFrame) -> list[str]:

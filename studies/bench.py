@@ -169,13 +169,15 @@ class Round:
                 child = self.children[index, compiled]
                 self.metered[point] = metered = child.meter(point.work, settings.seconds, counted)
                 record.peak_bytes, record.moved_bytes = metered.peak_bytes, metered.moved_bytes
+                record.reason = metered.launched
             except Unmeasured as fault:
                 _fill(record, fault)
 
     def _start(self, index: int, compiled: bool) -> Isolated:
         settings = self.settings
         build = partial(self.subjects[index].build, settings.device, settings.dtype, compiled)
-        patience = 10 * settings.longest + (600 if compiled else 60)
+        compiles = compiled or not self.subjects[index].counted
+        patience = 10 * settings.longest + (600 if compiles else 60)
         try:
             child = Isolated(build, torch.device(settings.device), settings.threads, patience)
         except (AttributeError, TypeError, ImportError) as error:  # what pickle raises

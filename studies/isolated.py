@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from studies.timing import Traffic, Unmeasured, Work, block, peak_memory, warm_up
+from studies.timing import Traffic, Unmeasured, Work, block, peak_memory, replayed_block, warm_up
 
 # What the server imports once for all children: the models come along with the bench; the compiler, which the first
 # call of an operator of ours imports, takes seconds. Neither asks for a GPU, which a server that forks must not.
@@ -35,7 +35,7 @@ class Workload:
     """What a child measures: work by name, tensors that exist throughout (`held` bytes), and what is known of it.
 
     `idle` bytes of these wait for other calls and are no part of a call's peak. `verify(name)`, asked after all
-    timing, raises ValueError if that work was not what it is called.
+    timing, raises ValueError if that work was not what it is called. `captured`: its blocks are replayed as graphs.
     """
 
     works: dict[str, Work]
@@ -44,15 +44,20 @@ class Workload:
     tidy: Callable[[], None] = lambda: None  # let go of what a call has left behind
     idle: int = 0
     verify: Callable[[str], None] = lambda name: None
+    captured: bool = False
 
 
 @dataclass(frozen=True)
 class Metered:
-    """What the first calls of a work tell: seconds of a call, peak and moved bytes (0: not counted)."""
+    """What the first calls of a work tell: seconds of a call, peak and moved bytes (0: not counted).
+
+    `launched` says why a work that was to be captured is launched call by call.
+    """
 
     took: float
     peak_bytes: int
     moved_bytes: int
+    launched: str = ""
 
 
 class Isolated:
@@ -133,7 +138,7 @@ def _serve(pipe: Connection, build: Callable[[], Workload], device: torch.device
 def _answer(workload: Workload, question: str, device: torch.device, name: str, *arguments: Any) -> Any:
     work = workload.works[name]
     if question == "turn":
-        return block(work, arguments[0], device)
+        return (replayed_block if workload.captured else block)(work, arguments[0], device)
     if question == "verify":
         return workload.verify(name)
     seconds, count = arguments
@@ -147,7 +152,13 @@ def _answer(workload: Workload, question: str, device: torch.device, name: str, 
                 work()
         else:
             work()
-    return Metered(warm_up(work, device, seconds), held.bytes - workload.idle, traffic.bytes)
+    took, launched = warm_up(work, device, seconds), ""
+    if workload.captured:
+        try:
+            replayed_block(work, 1, device)
+        except RuntimeError as error:
+            workload.captured, launched = False, str(error).splitlines()[0]
+    return Metered(took, held.bytes - workload.idle, traffic.bytes, launched)
 
 
 def pin(threads: int) -> None:

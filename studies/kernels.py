@@ -157,7 +157,8 @@ class KernelSubject:
                 raise ValueError("no kernel was launched but those of the plain operations: this case is not fused")
 
         facts = {"params": 0, "gmac": math.nan}
-        return Workload(works, held, facts, idle=held // SETS * (SETS - 1), verify=verify)
+        idle, captured = held // SETS * (SETS - 1), place.type == "cuda"
+        return Workload(works, held, facts, idle=idle, verify=verify, captured=captured)
 
 
 def passes(call: Callable[..., Tensor], sets: Sequence[tuple[list[Tensor], Tensor]]) -> dict[str, Work]:

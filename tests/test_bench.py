@@ -139,6 +139,10 @@ def sleeping() -> Workload:
     return Workload({"sleep": lambda: time.sleep(60)})
 
 
+def captured() -> Workload:
+    return Workload({"take": lambda: torch.ones(4).sum()}, captured=True)
+
+
 def refusing() -> Workload:
     raise ValueError("this model reads images")
 
@@ -160,6 +164,13 @@ def test_what_cannot_be_measured_says_why(build, status, reason) -> None:
     child.close()
     assert caught.value.status == status and reason in caught.value.reason
     assert not child.process.is_alive()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a device that captures")
+def test_what_cannot_be_captured_is_launched_and_says_so() -> None:
+    child = Isolated(captured, CPU, 1, patience=60)
+    assert "CUDAGraph" in child.meter("take", 0.01, True).launched and child.turn("take", 3) > 0
+    child.close()
 
 
 def test_a_child_may_hold_most_of_the_free_memory_and_no_more() -> None:

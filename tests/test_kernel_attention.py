@@ -358,7 +358,7 @@ def test_a_pass_needs_no_memory_but_its_results_and_small_states(device):
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     out = linear_attention(leaf, 4, None, True)
-    assert torch.cuda.max_memory_allocated() - before <= 1.25 * out.nbytes
+    assert torch.cuda.max_memory_allocated() - before <= 1.35 * out.nbytes  # a state of 260 KB for each of some chunks
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     out.backward(grad)

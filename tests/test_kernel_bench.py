@@ -168,6 +168,11 @@ def test_what_is_missing_says_why() -> None:
     assert "not measured on a GPU" in said and "Not so at N x batch 4,096 x 16" in said
 
 
+def test_times_of_a_gpu_are_without_launching_where_they_could_be_captured() -> None:
+    said = " ".join(notes(kernel_frame([record("fused", "forward"), record("plain", "forward", reason="it waits")])))
+    assert "captured as one CUDA graph" in said and "Not so diffusion S=4, launched call by call: it waits." in said
+
+
 def test_the_figure_has_a_panel_for_each_variant_and_pass() -> None:
     figure = copy_share(measured((1024, 4096)))
     assert len(figure.axes) == 6
