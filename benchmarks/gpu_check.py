@@ -60,10 +60,8 @@ class Outcome:
 def parts(facts: dict[str, Any], quick: bool, folder: Path) -> list[Part]:
     """What is run, in order. `quick` is small enough for a test of the check itself."""
     test = ["-m", "pytest", "-v", "--tb=short", "-rfE", "--durations=5", "-p", "no:cacheprovider"]
-    test += [
-        "--continue-on-collection-errors",
-        *(["-n", str(min(12, os.cpu_count() or 4))] if facts["gpu"] and facts.get("xdist") else []),
-    ]
+    side_by_side = ["-n", str(min(12, os.cpu_count() or 4))] if facts["gpu"] and facts.get("xdist") else []
+    test += ["--continue-on-collection-errors", *side_by_side]
     own, kernels = ["tests/test_step.py", "tests/test_gpu.py"], sorted((ROOT / "tests").glob("test_kernel_*.py"))
     operators = [*(f"tests/{path.name}" for path in kernels), "tests/test_diffuse.py"]
     kept = ["--runs", str(folder / "runs"), "--out", str(folder / "reports")]

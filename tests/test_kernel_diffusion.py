@@ -375,7 +375,7 @@ def test_a_plan_keeps_to_its_registers(grid: tuple[int, ...], numbers: int, back
 
 
 def test_pairs() -> None:
-    listed = [(pair.offset, pair.ahead, pair.back) for pair in pairs([(-2,), (1,), (1,), (0,), (-1,)])]
+    listed = [(pair.offset, pair.ahead, pair.back) for pair in pairs(((-2,), (1,), (1,), (0,), (-1,)))]
     assert listed == [((2, 0), -1, 0), ((1, 0), 1, 4), ((1, 0), 2, -1)]
 
 
@@ -384,11 +384,12 @@ COMPILED = {
     "2 steps, multiscale": Case((4096,), dilations=(1, 2), width=512),
     "4 steps": Case((4096,), dilations=(1,) * 4, width=512),
     "adaptive": Case((4096,), dilations=(1, 1), width=128, rate=(0, 0, 1), conducting=True),
+    "adaptive, wide": Case((4096,), dilations=(1, 1), width=512, rate=(0, 0, 1), conducting=True),
     "4 neighbours": Case((32, 32), CROSS, (1, 1), width=192),
 }
 
 
-@pytest.mark.parametrize("name", ["2 steps, multiscale", "adaptive"])
+@pytest.mark.parametrize("name", ["2 steps, multiscale", "adaptive", "adaptive, wide"])
 def test_compiled_for_hopper_nothing_is_spilled(name: str) -> None:
     case = COMPILED[name]
     x, weights, rate, *rest = (tensor.to("meta") for tensor in case._replace(batch=1).tensors("cpu", torch.bfloat16))
