@@ -76,16 +76,18 @@ def parts(facts: dict[str, Any], quick: bool, folder: Path) -> list[Part]:
             Part("tests of kernels", [*test, *operators], 60),
             Part("bench of operators", [*bench, "operators", *tiny], 40),
             Part("bench at 64", [*bench, *tiny], 40),
+            Part("models", ["-m", "benchmarks.models", "--short"], 30),
             Part("training", [*train, "--steps", "60"], 40),
         ]
     timed = ["--seconds", "0.25", "--lengths"]
     return [
-        Part("tests", [*test, *own], 110),
+        Part("tests", [*test, *own], 100),
         Part("tests of kernels", [*test, *operators], 110),
-        Part("bench of operators", [*bench, "operators", *timed, "4096"], 100),
+        Part("bench of operators", [*bench, "operators", *timed, "4096"], 90),
+        Part("models", ["-m", "benchmarks.models"], 110),
+        Part("training", train, 120),
         Part("bench at 1K", [*bench, *timed, "1024"], 40),
         Part("bench at 4K", [*bench, *timed, "4096"], 45),
-        Part("training", train, 150),
         Part("one layer", ["-m", "benchmarks.layer"], 240),
     ]
 

@@ -59,10 +59,11 @@ class RandomIds(Task):
     name: ClassVar[str] = "random_ids"
     length: int = 2048
     train: int = 256
+    padded: bool = True
 
     @property
     def input(self) -> InputSpec:
-        return InputSpec(kind="tokens", length=self.length, vocabulary=256, variable=True)
+        return InputSpec(kind="tokens", length=self.length, vocabulary=256, variable=self.padded)
 
     @property
     def target(self) -> TargetSpec:
@@ -77,7 +78,7 @@ class RandomIds(Task):
         def split(n: int) -> Split:
             x = torch.randint(256, (n, self.length), generator=generator)
             lengths = torch.randint(self.length // 2, self.length + 1, (n,), generator=generator)
-            return Split(x, lengths, torch.randint(10, (n,), generator=generator))
+            return Split(x, lengths if self.padded else None, torch.randint(10, (n,), generator=generator))
 
         return Data(split(self.train), split(32), split(32))
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import gpu_check
+from benchmarks import gpu_check, models
 from benchmarks.gpu_check import NO_GPU, ROOT, Part, check, interpreter, parts
 from benchmarks.training import WAYS, arms
 from studies.spec import with_field
@@ -128,12 +128,24 @@ def test_a_python_without_torch_is_a_reason_not_a_crash(monkeypatch: pytest.Monk
 def test_on_a_gpu_what_must_be_right_comes_first_and_what_takes_longest_last(tmp_path: Path) -> None:
     plan = parts(GPU, False, tmp_path)
     assert [part.name for part in plan] == [
-        "tests", "tests of kernels", "bench of operators", "bench at 1K", "bench at 4K", "training", "one layer",
+        "tests", "tests of kernels", "bench of operators", "models", "training", "bench at 1K", "bench at 4K",
+        "one layer",
     ]  # fmt: skip
-    assert sum(part.seconds for part in plan[:5]) + 50 < gpu_check.LIMIT < 8 * 60  # some training always
+    assert sum(part.seconds for part in plan[:4]) + 50 < gpu_check.LIMIT < 8 * 60  # some training always
     files = [word for part in plan for word in part.command if word.startswith("tests/")]
     assert "tests/test_gpu.py" in files and all((ROOT / file).is_file() for file in files)
     assert not any("-n" in part.command for part in parts({"gpu": False, "xdist": True}, False, tmp_path))
+
+
+def test_models_are_trained_beside_each_other(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["models", "--short"])
+    with pytest.raises(SystemExit) as ended:
+        models.main()
+    said = capsys.readouterr().out
+    assert ended.value.code == 0 and said.count("| LDN | ") == 3 and said.count("| Transformer | ") == 2
+    assert "| 8x, memory 0.7x |" in said and "nan" not in said
 
 
 def test_every_way_of_training_names_fields_that_there_are() -> None:

@@ -18,7 +18,7 @@ pytest.importorskip("triton")
 
 from ldn import kernels, ops
 from ldn.kernels.diffusion import _unpacked
-from ldn.kernels.plan import CHANNELS_BACKWARD, CHANNELS_FORWARD, MOST_BACKWARD, MOST_FORWARD, pairs, plan
+from ldn.kernels.plan import CHANNELS_BACKWARD, CHANNELS_FORWARD, LARGEST, MOST_BACKWARD, MOST_FORWARD, pairs, plan
 from ldn.reference import Offset
 from tests.compiled import Job, compiled
 
@@ -372,6 +372,14 @@ def test_a_plan_keeps_to_its_registers(grid: tuple[int, ...], numbers: int, back
     assert all(part.registers <= (MOST_BACKWARD if backward else MOST_FORWARD) for part in found.passes)
     steps = [d * part.stride for part in found.passes for d in part.dilations]
     assert steps == [1, 2, 4, 1]
+
+
+@pytest.mark.parametrize("backward", [False, True])
+@pytest.mark.parametrize("dilations", [(1,), (1,) * 8, (1, 2, 4, 8), (3, 6), (16,)])
+def test_all_plans_of_long_sequences_are_alike(dilations: tuple[int, ...], backward: bool) -> None:
+    enough = LARGEST * max(dilations) + 1
+    plans = [plan(((1,), (-1,)), dilations, (n,), 0, backward) for n in (enough, enough + 1, 2 * enough, 10**6)]
+    assert plans[0] is not None and all(one == plans[0] for one in plans)
 
 
 def test_pairs() -> None:

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.library import triton_op, wrap_triton
 from torch.utils.flop_counter import register_flop_formula
 
-from ldn.kernels.plan import CHANNELS_BACKWARD, CHANNELS_FORWARD, Pass, pairs, plan
+from ldn.kernels.plan import CHANNELS_BACKWARD, CHANNELS_FORWARD, LARGEST, Pass, pairs, plan
 from ldn.kernels.steps import backward_kernel, forward_kernel
 from ldn.reference import Offset
 from ldn.stencil import step_flops
@@ -208,7 +208,8 @@ def _passes(stencil: _Stencil, x: Tensor, dilations: Sequence[int], backward: bo
     """None where the kernels cannot: for other dtypes, nothing to move, or offsets that reach too far for registers."""
     if x.dtype not in DTYPES or x.numel() == 0 or not pairs(stencil.offsets):
         return None
-    grid = tuple(int(n) for n in x.shape[1:-1])
+    enough = LARGEST * max(dilations) + 1  # tokens, from which on all plans are alike: compiled once for all lengths
+    grid = tuple(enough if n > enough else int(n) for n in x.shape[1:-1])
     planned = plan(stencil.offsets, tuple(dilations), grid, stencil.numbers, backward)
     return None if planned is None else planned.passes
 

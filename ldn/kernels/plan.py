@@ -20,6 +20,7 @@ MOST_FORWARD, MOST_BACKWARD = 120, 168
 CHANNELS_FORWARD, CHANNELS_BACKWARD = 2, 1  # of a row that a thread has, in a register each
 LINES = ((8, 1), (16, 1), (32, 1), (64, 1))  # tiles of a sequence
 SQUARES = ((2, 2), (4, 2), (4, 4), (8, 4), (8, 8))  # and of a 2-D grid
+LARGEST = max(LINES[-1][0], *SQUARES[-1])
 NEAR = 1.1  # a larger tile must save more than this factor: it takes longer to compile and leaves fewer programs
 
 
