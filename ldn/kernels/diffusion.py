@@ -31,6 +31,11 @@ PROGRAMS = 4096  # that a GPU should have at least
 operator = torch.library.custom_op if triton.knobs.runtime.interpret else triton_op
 
 
+def _ceil(n: int, by: int) -> int:
+    """n / by, rounded up; four calls of `triton.cdiv` take a quarter of the time of a launch here."""
+    return -(-n // by)
+
+
 @dataclass(frozen=True)
 class _Stencil:
     """What the launches of one call have in common. x and its like are (B, H, W, D), rate of as many dimensions."""
@@ -53,17 +58,17 @@ class _Stencil:
     def arguments(self, part: Pass, x: Tensor, channels: int) -> tuple[int, dict[str, Any]]:
         """Number of tiles, and the arguments that both kernels share; a thread keeps `channels` of a row."""
         h, w, d = x.shape[1], int(x.shape[2]), int(x.shape[3])  # constants of the kernel, whatever else varies
-        block = min(triton.next_power_of_2(d), 128 * channels)
+        block = min(1 << (d - 1).bit_length(), 128 * channels)
         flat = len(self.offsets[0]) == 1
         sy, sx = part.stride, 1 if flat else part.stride
-        tiles_y, tiles_x = (triton.cdiv(n, s * t) for n, s, t in zip((h, w), (sy, sx), part.tile, strict=True))
+        tiles_y, tiles_x = (_ceil(n, s * t) for n, s, t in zip((h, w), (sy, sx), part.tile, strict=True))
         up, down, left, right = part.reach
         rate_strides = [0 if n == 1 else stride for n, stride in zip(self.rate.shape, self.rate.stride(), strict=True)]
         edges = pairs(self.offsets)
         shared = {
             "weights": self.weights, "rate": self.rate,
             "conductance": x if self.conductance is None else self.conductance,
-            "H": h, "W": w, "D": d, "tiles_y": tiles_y, "tiles_x": tiles_x, "blocks": triton.cdiv(d, block),
+            "H": h, "W": w, "D": d, "tiles_y": tiles_y, "tiles_x": tiles_x, "blocks": _ceil(d, block),
             **dict(zip(("x_b", "X_Y", "X_X"), x.stride(), strict=False)),
             "W_E": self.weights.stride(0), "W_D": 0 if self.weights.shape[1] == 1 else self.weights.stride(1),
             **dict(zip(("r_b", "R_Y", "R_X", "R_D"), rate_strides, strict=True)),
@@ -101,7 +106,7 @@ def _backward(
     blocks = shared["blocks"]
     # the more tiles a program sums over the less it writes, but all processors want work
     of_group = max(1, min(TILES_OF_A_PROGRAM, tiles * blocks * b // PROGRAMS))
-    groups = triton.cdiv(tiles, of_group)
+    groups = _ceil(tiles, of_group)
     moving = {edge for pair in pairs(stencil.offsets) for edge in (pair.ahead, pair.back)} - {-1}
     # an edge from a token to itself moves nothing, and nothing is written for it
     made = torch.empty if len(moving) == shared["E"] else torch.zeros

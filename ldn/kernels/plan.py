@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 
 from ldn.reference import Offset
 
@@ -48,7 +48,7 @@ class Pass:
     registers: int
     excess: float
 
-    @property
+    @cached_property
     def reaches(self) -> tuple[int, ...]:
         """How many reaches lie around the tile before each step, and after the last."""
         return tuple(sum(self.dilations[s:]) for s in range(len(self.dilations) + 1))
