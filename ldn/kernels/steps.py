@@ -197,7 +197,7 @@ def backward_kernel(
         y0, x0 = origin(tile, tiles_y, tiles_x, SY, SX, TY, TX)
         y, z = y0.to(tl.int64), x0.to(tl.int64)
         first = (b * H + y) * W + z
-        of_block = block * B.to(tl.int64) * H * W + first  # where each block of channels has its own
+        of_block = block.to(tl.int64) * B * H * W + first  # where each block of channels has its own
         amid = (y0 >= F * UP * SY) & (y0 + (TY + F * DOWN - 1) * SY < H)
         amid &= (x0 >= F * LEFT * SX) & (x0 + (TX + F * RIGHT - 1) * SX < W)
         for MASKED in tl.static_range(1 - SPLIT, 2):
