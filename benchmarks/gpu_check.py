@@ -73,7 +73,7 @@ def parts(facts: dict[str, Any], quick: bool, folder: Path) -> list[Part]:
         tiny = ["--lengths", "64", "--batch", "1", "--seconds", "0.02"]
         return [
             Part("tests", [*test, *own], 40),
-            Part("tests of kernels", [*test, *operators], 240),
+            Part("tests of kernels", [*test, *operators], 340),
             Part("bench of operators", [*bench, "operators", *tiny], 40),
             Part("bench at 64", [*bench, *tiny], 40),
             Part("models", ["-m", "benchmarks.models", "--short"], 30),
