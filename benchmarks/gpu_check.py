@@ -2,11 +2,12 @@
 
     make gpu-check OUT=folder        or        python -m benchmarks.gpu_check --out folder
 
-First what must be right (the tests marked gpu and those of the kernels, compiled on the GPU), then the bench, then
-training; the longest of the benchmarks last, with the time that is left. A part is a process with a time limit of its
-own, and one that fails or is cut off stops no other. `folder/gpu-check.tar.gz` (summary.md, a log a part, records and
-tables) is renewed after every part. Nothing is installed or downloaded: it runs in the Python that it is called with,
-or in the environment that `make` has built, if only that one has what the suite needs.
+First what must be right (the tests marked gpu and those of the kernels, compiled on the GPU), then what has targets
+(the operators, whole models), then training and the bench; the longest last, with the time that is left. A part is a
+process with a time limit of its own, and one that fails or is cut off stops no other. `folder/gpu-check.tar.gz`
+(summary.md, a log a part, records and tables) is renewed after every part. Nothing is installed or downloaded: it runs
+in the Python that it is called with, or in the environment that `make` has built, if only that one has what the suite
+needs and this one sees no GPU.
 
 Without a GPU the same parts run small, kernels in Triton's interpreter, which shows that they run and nothing else.
 """

@@ -35,7 +35,8 @@ class Workload:
     """What a child measures: work by name, tensors that exist throughout (`held` bytes), and what is known of it.
 
     `idle` bytes of these wait for other calls and are no part of a call's peak. `verify(name)`, asked after all
-    timing, raises ValueError if that work was not what it is called. `captured`: its blocks are replayed as graphs.
+    timing, raises ValueError if that work was not what it is called. Blocks of the work
+    named in `captured` are replayed as graphs.
     """
 
     works: dict[str, Work]
@@ -44,7 +45,7 @@ class Workload:
     tidy: Callable[[], None] = lambda: None  # let go of what a call has left behind
     idle: int = 0
     verify: Callable[[str], None] = lambda name: None
-    captured: bool = False
+    captured: set[str] = field(default_factory=set)
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,7 @@ def _serve(pipe: Connection, build: Callable[[], Workload], device: torch.device
 def _answer(workload: Workload, question: str, device: torch.device, name: str, *arguments: Any) -> Any:
     work = workload.works[name]
     if question == "turn":
-        return (replayed_block if workload.captured else block)(work, arguments[0], device)
+        return (replayed_block if name in workload.captured else block)(work, arguments[0], device)
     if question == "verify":
         return workload.verify(name)
     seconds, count = arguments
@@ -153,11 +154,12 @@ def _answer(workload: Workload, question: str, device: torch.device, name: str, 
         else:
             work()
     took, launched = warm_up(work, device, seconds), ""
-    if workload.captured:
+    if name in workload.captured:
         try:
             replayed_block(work, 1, device)
         except RuntimeError as error:
-            workload.captured, launched = False, str(error).splitlines()[0]
+            workload.captured.discard(name)
+            launched = str(error).splitlines()[0]
     return Metered(took, held.bytes - workload.idle, traffic.bytes, launched)
 
 

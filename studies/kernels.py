@@ -157,7 +157,7 @@ class KernelSubject:
                 raise ValueError("no kernel was launched but those of the plain operations: this case is not fused")
 
         facts = {"params": 0, "gmac": math.nan}
-        idle, captured = held // SETS * (SETS - 1), place.type == "cuda"
+        idle, captured = held // SETS * (SETS - 1), set(works) if place.type == "cuda" else set()
         return Workload(works, held, facts, idle=idle, verify=verify, captured=captured)
 
 

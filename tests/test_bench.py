@@ -140,7 +140,7 @@ def sleeping() -> Workload:
 
 
 def captured() -> Workload:
-    return Workload({"take": lambda: torch.ones(4).sum()}, captured=True)
+    return Workload({"take": lambda: torch.ones(4).sum()}, captured={"take"})
 
 
 def refusing() -> Workload:

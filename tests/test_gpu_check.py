@@ -109,6 +109,7 @@ def test_nothing_is_installed_and_the_built_environment_is_used_only_where_this_
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(gpu_check, "ROOT", tmp_path)
+    monkeypatch.setattr(gpu_check, "sees_gpu", lambda: False)
     assert interpreter() == sys.executable
     monkeypatch.setattr(gpu_check, "NEEDED", ("torch", "no_such_module"))
     assert interpreter() == sys.executable  # and its parts say what is missing
@@ -116,6 +117,8 @@ def test_nothing_is_installed_and_the_built_environment_is_used_only_where_this_
     built.parent.mkdir(parents=True)
     built.touch()
     assert interpreter() == str(built)
+    monkeypatch.setattr(gpu_check, "sees_gpu", lambda: True)  # which the built one may not
+    assert interpreter() == sys.executable
 
 
 def test_a_python_without_torch_is_a_reason_not_a_crash(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
