@@ -15,7 +15,7 @@ from functools import cache, cached_property
 from ldn.reference import Offset
 
 # Of the 255 registers of a thread, what a program keeps of its states: compiled for sm_90 by Triton 3.6 and 3.9,
-# nothing is spilled to memory, and the gradients of 8 steps take one pass.
+# no state is spilled to memory (one step's backward has 8 bytes of stack), and 8 steps' gradients take one pass.
 MOST_FORWARD, MOST_BACKWARD = 120, 168
 CHANNELS_FORWARD, CHANNELS_BACKWARD = 2, 1  # of a row that a thread has, in a register each
 LINES = ((8, 1), (16, 1), (32, 1), (64, 1))  # tiles of a sequence
