@@ -23,7 +23,8 @@ from tests.slurm.machine import Machine
 from tests.test_drive import LINEAR, Log, call, ids, outcomes, study
 
 TINY = study(factors={"model.steps": [0, 4], "model.attention": ["none"]}, seeds=range(8))  # 5 arms x 8 seeds
-LONG = study(arms={"ldn": with_field(LINEAR, "budget.steps", 2500)}, factors={})  # 2 runs
+# 2 runs of several seconds: seen to train, they still do when something happens to them
+LONG = study(arms={"ldn": with_field(LINEAR, "budget.steps", 8000)}, factors={})
 HOUR = Cluster(time="1:00:00", runs_per_job=2, cpus=2, memory=3)
 
 
@@ -119,7 +120,8 @@ def kill_main(machine: Machine, array: Array) -> None:
 
 
 def kill_worker(machine: Machine, array: Array) -> None:
-    os.kill(workers(main_of(array.job_id))[0], signal.SIGKILL)
+    one, _ = workers(main_of(array.job_id))
+    os.kill(one, signal.SIGKILL)
 
 
 def kill_node(machine: Machine, array: Array) -> None:
