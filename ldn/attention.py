@@ -50,8 +50,8 @@ class LinearAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, qkv: Tensor, heads: int, real: Tensor | None, less_v: bool) -> Tensor:
         with torch.autocast(qkv.device.type, enabled=False):  # one dtype, that of qkv
-            parts = by_head(qkv, 3, heads)
-            qk, v = feature(parts[:2].contiguous()), parts[2].contiguous()
+            own = by_head(qkv, 3, heads).clone(memory_format=torch.contiguous_format)  # it is written to
+            qk, v = feature(own[:2]), own[2]
             q, k = qk
             gone = None if real is None else ~real[:, None, :, None]
             if gone is not None:

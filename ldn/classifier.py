@@ -139,7 +139,7 @@ class Stem(nn.Module):
         if self.kind == "none":
             return h
         n = h.shape[1]
-        if n <= self.length:
+        if n <= len(self.positions):
             return h + self.positions[:n]
         if self.kind == "learned":
             raise ValueError(f"{n} tokens, but positions were learned for {self.length}; use positions='sinusoidal'")

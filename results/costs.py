@@ -31,6 +31,7 @@ from results.section import Gathered, Section
 from results.summary import rounded
 
 CONFIDENCE = 0.95
+BATCH = 64  # of a run whose spec, which leaves out what is at its default, names none
 SETTING = ["device", "threads", "dtype"]  # times of different ones are not compared
 SERIES = ["label", "work", "compiled"]
 SHORT = {"out of memory": "out of memory", "skipped": "too long", "refused": "refused", "failed": "failed"}
@@ -262,7 +263,7 @@ class MeasuredRuns:
     def of(self, record: RunRecord) -> dict[str, Any]:
         """Throughput and peak memory, eager before compiled, on the run's own device where it was measured there."""
         spec = record.spec
-        rows = self.rows.get((plain_key(spec["model"]), plain_key(spec["task"]), spec.get("batch", 64)), [])
+        rows = self.rows.get((plain_key(spec["model"]), plain_key(spec["task"]), spec.get("batch", BATCH)), [])
         device = record.attempts[-1].get("device") if record.attempts else None
         row = next((row for row in rows if row["device"] == device), rows[0] if rows else None)
         if row is None:

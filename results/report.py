@@ -74,7 +74,7 @@ def _write_report(runs: Path, study: str, out: Path) -> Report:
     metric = manifest.metric
     records: dict[str, RunRecord] = {}
     frame = gather(runs, study, records)
-    summary = summarise(frame, metric, manifest.direction).join(over_examples(runs, frame), on="arm")
+    summary = summarise(frame, metric, manifest.direction).join(over_examples(runs, frame, metric), on="arm")
     others = apart(frame, metric)
     why, remarks = reasons(summary), notes(frame)
     remarks += [f"{arm['label']}: {arm['note']}." for arm in manifest.arms if arm["note"]]

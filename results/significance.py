@@ -25,17 +25,17 @@ MOST_RUNS = 1_000  # predictions are read of no more: half a millisecond each, a
 COLUMNS = ("example_low", "example_high", "example_p", "mcnemar_p")
 
 
-def over_examples(runs: Path, frame: pd.DataFrame) -> pd.DataFrame:
-    """For each arm, how its difference in test accuracy depends on the examples tested; COLUMNS, indexed by arm.
+def over_examples(runs: Path, frame: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """For each arm, how its difference depends on the examples tested; COLUMNS, indexed by arm.
 
     Over the seeds that are done of both the arm and its reference, where each of these runs has stored predictions of
-    the same examples; NaN elsewhere, and for all if the frame has more than MOST_RUNS runs. `mcnemar_p` is
-    two-sided, of all seeds together.
+    the same examples; NaN elsewhere, and for all if the metric is not test accuracy, which alone predictions tell, or
+    the frame has more than MOST_RUNS runs. `mcnemar_p` is two-sided, of all seeds together.
     """
     arms = frame["arm"].cat.categories
     table = pd.DataFrame(math.nan, pd.CategoricalIndex(arms, arms, ordered=True, name="arm"), list(COLUMNS))
     done = frame[frame["status"] == "done"]
-    if len(frame) > MOST_RUNS:
+    if metric != "test.accuracy" or len(frame) > MOST_RUNS:
         return table
     answers = {(arm, seed): _answers(runs, run_id) for arm, seed, run_id in _cells(done, "arm", "seed", "run_id")}
     compared = frame.drop_duplicates("arm")
@@ -96,7 +96,7 @@ def section(gathered: Gathered) -> Section | None:
             "examples, the same for both arms and all seeds), and McNemar's mid-p (of several seeds twice the median, "
             "taken in each direction, so that seeds which contradict each other are no difference)."
         )
-    elif len(gathered.frame) > MOST_RUNS:
+    elif metric == "test.accuracy" and len(gathered.frame) > MOST_RUNS:
         text.append(f"Stored predictions are not compared in a study of more than {MOST_RUNS:,} runs.")
     return Section("Significance of the differences", text, {"significance": pd.DataFrame(printed)})
 

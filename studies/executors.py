@@ -24,7 +24,7 @@ from typing import Any, Literal
 from results.files import write_json
 from results.record import run_folder
 from studies.spec import RunSpec, canonical, from_plain
-from studies.train import Place, Progress, Stopped, train
+from studies.train import NO_ROOM, Place, Progress, Stopped, train
 
 Begin = Literal["spawn", "fork"]
 ASKING = (signal.SIGTERM, signal.SIGUSR2)  # to stop; SLURM sends the second to all processes of a job
@@ -242,7 +242,8 @@ def _train(spec: RunSpec, place: Place, stopping: Callable[[], bool], tick: Call
         return Ended(spec.run_id, stopped=True)
     except OSError as error:
         where = error.filename or run_folder(place.runs, spec.run_id)
-        return Ended(spec.run_id, error=f"{error.strerror}: {where} (make room)", fatal=True)
+        hint = " (make room)" if error.errno in NO_ROOM else ""
+        return Ended(spec.run_id, error=f"{error.strerror or error}: {where}{hint}", fatal=True)
     except ValueError as error:  # a damaged record or list of attempts: it says what to do
         return Ended(spec.run_id, error=str(error))
     return Ended(spec.run_id)

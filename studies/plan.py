@@ -107,7 +107,8 @@ def modelled(specs: Sequence[RunSpec], records: Sequence[RunRecord]) -> dict[str
     """
     rates = []
     for record in records:
-        work = 3 * record.cost.get("gmac", 0.0) * record.spec.get("batch", 0) * record.steps
+        batch = record.spec.get("batch", RunSpec.batch)  # what is at its default is not written down
+        work = 3 * record.cost.get("gmac", 0.0) * batch * record.steps
         if record.status == "done" and work > 0:
             rates.append(sum(attempt.get("seconds", 0.0) for attempt in record.attempts) / work)
     gmac: dict[tuple[Any, Any], float] = {}

@@ -6,12 +6,13 @@ import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
+from ldn.config import Config
 from results.record import TuningRecord
 from studies.matching import matched_width
 from studies.spec import RunSpec, field_value, flatten, with_field
-from studies.tuning import Tuning, applied, refuse_misfit
+from studies.tuning import Tuning, applied, maximised, refuse_misfit
 
 Design = Literal["one_at_a_time", "crossed"]
 Match = Literal["none", "params", "gmac"]
@@ -44,13 +45,14 @@ class Cell:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Study:
+class Study(Config):
     """A declared experiment. The labels are the keys of `arms`; `reference` is one of them.
 
     `factors` maps dotted fields to values and varies them around the reference, one at a time or crossed:
     `factors={"model.steps": [0, 8]}`. `panels` holds further sets of arms by name (other tasks, say), each compared
     with the arm of its own that is called `reference`. `match` solves the width of every arm whose model is of
-    another kind than the reference's, so that it costs as much (`studies.matching`). `metric` is what the table shows.
+    another kind than the reference's, so that it costs as much (`studies.matching`).
+    `metric` is what the table shows: the most of an accuracy is best, and the least of a loss.
     `tuning` says how settings are found before (`python -m studies tune`); what was found, `tuned`, is read from the
     file beside the study's by `studies.catalogue`, and the arms carry it.
 
@@ -66,16 +68,12 @@ class Study:
     design: Design = "one_at_a_time"
     seeds: Sequence[int] = (0, 1, 2)
     metric: Metric = "test.accuracy"
-    direction: Direction = "max"
     match: Match = "none"
     tuning: Tuning | None = None
     tuned: TuningRecord | None = None
 
     def __post_init__(self) -> None:
-        for name, kind in (("design", Design), ("match", Match), ("metric", Metric), ("direction", Direction)):
-            if getattr(self, name) not in get_args(kind):
-                known = ", ".join(get_args(kind))
-                raise ValueError(f"Study.{name} must be one of {known}, not {getattr(self, name)!r}")
+        super().__post_init__()
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"Study.seeds must be different numbers, at least one, not {list(self.seeds)}")
         for path, values in self.factors.items():
@@ -90,6 +88,10 @@ class Study:
                 raise ValueError(f"two arms have the label {repeated!r}; rename the one in `arms`")
         if self.tuning is not None:
             refuse_misfit(self.tuning, self, [spec for arms in self._sets().values() for spec in arms.values()])
+
+    @property
+    def direction(self) -> Direction:
+        return "max" if maximised(self.metric) else "min"
 
     def expanded(self) -> list[Arm]:
         """All arms, of each set the reference first, widths solved, with the values that tuning has found."""

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from operator import le
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
+from ldn.config import AtLeast, Config
 from results.record import RunRecord, TuningRecord, write_tuning
 from studies.spec import RunSpec, field_value, with_field
 
@@ -29,7 +30,7 @@ SOLVED = ("model.width", "model.depth")  # where widths are matched
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tuning:
+class Tuning(Config):
     """What `tune` searches before a study is run.
 
     `space` maps dotted fields to (low, high, "log" or "linear"), of whole numbers where both bounds are, or to a list
@@ -42,20 +43,19 @@ class Tuning:
     """
 
     space: Mapping[str, Sequence[Any]]
-    trials: int
+    trials: Annotated[int, AtLeast(1)]
     seeds: Sequence[int] = (1000,)
     objectives: Sequence[str] = ("valid.accuracy",)
     pruner: Pruner = "none"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.space:
             raise ValueError(
                 'Tuning.space is empty; it maps fields to what is tried: {"optim.lr": (1e-4, 1e-2, "log")}'
             )
         for path, domain in self.space.items():
             _refuse_domain(path, domain)
-        if self.trials < 1:
-            raise ValueError(f"Tuning.trials must be at least 1, not {self.trials}")
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"Tuning.seeds must be different numbers, at least one, not {list(self.seeds)}")
         for objective in self.objectives:
@@ -68,8 +68,6 @@ class Tuning:
             )
         if len(set(self.objectives)) < len(self.objectives):
             raise ValueError(f"Tuning.objectives must be different ones, not {self.objectives}")
-        if self.pruner not in get_args(Pruner):
-            raise ValueError(f"Tuning.pruner must be one of {', '.join(get_args(Pruner))}, not {self.pruner!r}")
         if self.pruner != "none" and len(self.objectives) > 1:
             raise ValueError(f'pruning compares by one objective; with {len(self.objectives)} say pruner="none"')
 
@@ -80,8 +78,9 @@ def guard(metric: str) -> None:
         raise ValueError(f"{metric} cannot be an objective: settings are chosen on validation, test is only reported")
 
 
-def maximised(objective: str) -> bool:
-    return objective.endswith("accuracy")
+def maximised(metric: str) -> bool:
+    """Whether the most of a metric or objective is best; else the least of it."""
+    return metric.endswith("accuracy")
 
 
 def is_range(domain: Sequence[Any]) -> bool:

@@ -179,7 +179,7 @@ def test_every_cell_is_a_trial_of_an_optuna_study_and_its_value_is_from_validati
 
 
 def test_a_study_of_a_loss_is_minimised(tmp_path: Path) -> None:
-    call(tmp_path, study(metric="valid.loss", direction="min", seeds=[0], factors={}))
+    call(tmp_path, study(metric="valid.loss", seeds=[0], factors={}))
     best = optuna.load_study(study_name="s", storage=JournalStorage(JournalFileBackend(str(journal(tmp_path)))))
     assert best.best_value == min(record_of(tmp_path, i).metrics["valid"]["loss"] for i in ids(study(seeds=[0]))[::2])
 
@@ -375,6 +375,15 @@ def test_a_full_disk_is_no_fault_of_the_journal(tmp_path: Path, monkeypatch: pyt
             call(tmp_path)
     assert journal(tmp_path).read_bytes() == before and not list(journal(tmp_path).parent.glob("journal.damaged-*"))
     assert call(tmp_path).submitted == ids(STUDY)[4:]
+
+
+def test_what_is_wrong_with_a_folder_is_said_as_it_is(tmp_path: Path) -> None:
+    spec = STUDY.cells()[0].spec
+    folder = run_folder(tmp_path / "runs", spec.run_id)
+    folder.parent.mkdir(parents=True)
+    folder.write_text("a file where a folder should be")
+    ended = executors._train(spec, place(tmp_path), lambda: False)
+    assert ended.fatal and str(folder) in ended.error and "make room" not in ended.error
 
 
 def test_an_empty_journal_and_the_lock_of_a_dead_driver_are_no_obstacle(tmp_path: Path) -> None:

@@ -136,10 +136,11 @@ def test_learned_positions_are_interpolated_and_a_class_token_keeps_its_own() ->
         stem.move_to(InputSpec(kind="pixels", length=9))
 
 
-def test_a_vit_and_a_transformer_on_pixels_move_to_another_grid() -> None:
+def test_models_of_images_and_of_pixels_move_to_another_grid() -> None:
     for model, kind, patch in (
         (ViTConfig(width=6, depth=1, patch=4), "image", 4),
         (TransformerConfig(width=8), "pixels", 1),
+        (LDNConfig(width=8, depth=1, patch=4, positions="sinusoidal"), "image", 4),
     ):
         spec = InputSpec(kind=kind, length=64, grid=(8, 8))  # type: ignore[arg-type]
         other = InputSpec(kind=kind, length=192, grid=(16, 12))  # type: ignore[arg-type]

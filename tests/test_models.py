@@ -442,6 +442,15 @@ def test_gradcheck_of_linear_attention() -> None:
     assert torch.autograd.gradcheck(lambda x: LinearAttention.apply(x, 2, real, True), x)
 
 
+def test_linear_attention_of_one_token_leaves_its_input_as_it_was() -> None:
+    x = torch.randn(1, 1, 12, dtype=torch.double, requires_grad=True)  # laid out as by head already: no copy is due
+    before = x.detach().clone()
+    wanted = torch.autograd.grad(formula(x, 2, None, False).sum(), x)[0]
+    got = torch.autograd.grad(LinearAttention.apply(x, 2, None, False).sum(), x)[0]
+    torch.testing.assert_close(got, wanted, rtol=1e-12, atol=1e-12)
+    assert torch.equal(x, before)
+
+
 @pytest.mark.parametrize("strided", ["gradient", "input"])
 def test_linear_attention_reads_by_strides(strided: str) -> None:
     inputs_ = qkv()

@@ -21,8 +21,9 @@ from studies import packed, snapshot
 from studies.cluster import Cluster, read_cluster
 from studies.executors import Ended, Executor
 from studies.jobs import Array, arrays
+from studies.meter import measure
 from studies.packed import Listed, pack
-from studies.plan import described, plan, split
+from studies.plan import described, modelled, plan, split
 from studies.provenance import slurm_job
 from studies.slurm import launch
 from studies.spec import RunSpec, canonical, with_field
@@ -108,6 +109,16 @@ def test_a_plan_takes_what_is_neither_done_nor_queued(tmp_path: Path) -> None:
     assert lines[3].endswith("; 2 by budgets in seconds, or by multiply-adds beside those of finished runs")
     assert found.known.keys() | found.modelled.keys() == {spec.run_id for spec in found.runs}
     assert all(seconds > 0 for seconds in found.modelled.values())
+
+
+@pytest.mark.parametrize("batch", [RunSpec.batch, 16])
+def test_hours_are_modelled_whatever_the_batch(batch: int) -> None:
+    spec = with_field(STUDY.cells()[0].spec, "batch", batch)
+    done = RunRecord(run_id=spec.run_id, spec=canonical(spec), status="done", steps=6, cost={"gmac": 1e-6})
+    done.attempts = [{"seconds": 3.0}]
+    (seconds,) = modelled([spec], [done]).values()
+    cost = measure(spec.model.build(spec.task.input, spec.task.target), spec.task.input)
+    assert seconds == pytest.approx(3.0 * cost.gmac / 1e-6)
 
 
 def test_what_was_never_measured_has_unknown_hours(tmp_path: Path) -> None:

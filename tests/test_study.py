@@ -107,10 +107,10 @@ def test_arms_of_one_content_share_their_run() -> None:
     [
         ({"reference": "fulll"}, r"the reference 'fulll' is no arm; arms: full"),
         ({"arms": {}}, r"the reference 'full' is no arm"),
-        ({"design": "grid"}, r"Study.design must be one of one_at_a_time, crossed, not 'grid'"),
-        ({"match": "flops"}, r"Study.match must be one of none, params, gmac, not 'flops'"),
-        ({"direction": "maximise"}, r"Study.direction must be one of max, min, not 'maximise'"),
-        ({"metric": "test.acuracy"}, r"Study.metric must be one of test.accuracy, .*, not 'test.acuracy'"),
+        ({"design": "grid"}, r"Study.design must be one of 'one_at_a_time', 'crossed', not 'grid'"),
+        ({"match": "flops"}, r"Study.match must be one of 'none', 'params', 'gmac', not 'flops'"),
+        ({"sed": (1, 2)}, r"Study has no field 'sed'; known fields: question, reference, arms"),
+        ({"metric": "test.acuracy"}, r"Study.metric must be one of 'test.accuracy', .*, not 'test.acuracy'"),
         ({"seeds": ()}, r"Study.seeds must be different numbers, at least one"),
         ({"seeds": (1, 1)}, r"Study.seeds must be different numbers, at least one, not \[1, 1\]"),
         ({"factors": {"model.stepz": [1]}}, r"LDNConfig has no field 'stepz'; known fields: width"),
@@ -290,7 +290,7 @@ def test_a_file_whose_name_is_no_name_of_a_study_is_refused(tmp_path: Path) -> N
         ("def f():\n    return 1 / 0\nf()\n", r"mine.py, line 2: division by zero"),
         ("study = 3\n", r"mine.py defines no STUDY = Study\(\.\.\.\)"),
         ("STUDY = 3\n", r"mine.py defines no STUDY"),
-        (FILE.replace("question=", "quesiton="), r"mine.py, line 10: .*unexpected keyword argument 'quesiton'"),
+        (FILE.replace("question=", "quesiton="), "mine.py, line 10: .*no field 'quesiton'; known fields: question"),
         ("\0", r"mine.py.*null bytes"),
     ],
 )

@@ -181,7 +181,7 @@ def test_settings_cannot_be_chosen_by_test(metric: str) -> None:
         ({"objectives": ("valid.f1",)}, "there is no objective 'valid.f1'; known: valid.accuracy"),
         ({"objectives": ("cost.gmac",)}, "the first of Tuning.objectives must be valid.accuracy or valid.loss"),
         ({"objectives": ("valid.loss", "valid.loss")}, "must be different ones"),
-        ({"pruner": "mean"}, "must be one of none, median, hyperband"),
+        ({"pruner": "mean"}, "must be one of 'none', 'median', 'hyperband'"),
         ({"pruner": "median", "objectives": ("valid.loss", "cost.gmac")}, "pruning compares by one objective"),
     ],
 )
