@@ -22,7 +22,7 @@ from torch.nn.functional import cross_entropy
 
 from studies import catalogue
 from studies.provenance import commit, device_name
-from studies.spec import Budget, RunSpec, with_field
+from studies.spec import Budget, RunSpec, with_field, with_fields
 from studies.train import Place, Stopped, adamw, train
 
 TARGET = 1.10
@@ -92,7 +92,7 @@ def main() -> None:
     print(f"a step of studies.train beside one of a bare loop; target: at most {TARGET:.2f} times its time")
     print(f"{device_name(device)}, 1 thread, torch {torch.__version__}, commit {commit()['commit']}")
     reference = catalogue.load(catalogue.source("axes")).arms["ldn"]
-    large = with_field(with_field(reference, "model.width", 128), "model.depth", 6)
+    large = with_fields(reference, {"model.width": 128, "model.depth": 6})
     for label, spec in (("axes, reference arm", reference), ("width 128, depth 6", large)):
         ours, theirs = compare(spec, device)
         low, _, high = quantiles([one / other for one, other in zip(ours, theirs, strict=True)], n=4)

@@ -25,7 +25,7 @@ from ldn import InputSpec, LDNConfig, TargetSpec
 from studies import catalogue
 from studies.provenance import commit, device_name
 from studies.schedule import Batches
-from studies.spec import Budget, Optimiser, RunSpec, with_field
+from studies.spec import Budget, Optimiser, RunSpec, with_fields
 from studies.tasks.task import Data, Split, Task
 from studies.train import Place, train
 
@@ -152,8 +152,7 @@ def main() -> None:
 
 def trained(label: str, spec: RunSpec, way: Way, place: Place, launched: dict[str, float]) -> list[str]:
     """Train it that way; its row of the table. `launched` holds the speeds that others are compared with."""
-    for path, value in way.changed.items():
-        spec = with_field(spec, path, value)
+    spec = with_fields(spec, way.changed)
     assert spec.budget.steps is not None
     place = replace(place, runs=place.runs / way.label.replace(", ", "-"))  # a way is no part of a run's identity
     watch = Watch(spec.budget.steps, torch.device(place.device))

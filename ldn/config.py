@@ -39,6 +39,7 @@ class Between:
         return None if self.low <= value <= self.high else f"between {self.low:g} and {self.high:g}"
 
 
+@dataclass(frozen=True, kw_only=True)
 class Config:
     """Base of every config. Subclasses are `@dataclass(frozen=True, kw_only=True)`.
 
@@ -55,7 +56,7 @@ class Config:
 
     def __post_init__(self) -> None:
         hints = get_type_hints(type(self), include_extras=True)
-        for field in dataclasses.fields(self):  # type: ignore[arg-type]
+        for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             checked = _checked(value, hints[field.name], f"{type(self).__name__}.{field.name}")
             object.__setattr__(self, field.name, checked)

@@ -89,13 +89,13 @@ class LDNConfig(ModelConfig):
         if input.causal:
             raise ValueError("causal LDN models are not built yet; use a task whose input is not causal")
         stem = Stem(input, self.width, self.positions, self.patch)
-        return Classifier(stem, LDN(self, stem, input.variable), target)
+        return Classifier(stem, LDN(self, stem.length, stem.grid, input.variable), target)
 
 
 class LDNLayer(nn.Module):
     """One layer: the sum of its terms, then the ffn. h (B, N, D), lengths (B,) or None -> (B, N, D)."""
 
-    def __init__(self, config: LDNConfig, length: int, grid: tuple[int, int] | None) -> None:
+    def __init__(self, config: LDNConfig, length: int, grid: tuple[int, int] | None = None) -> None:
         super().__init__()
         c, width = config, config.width
         self.diffusion: Diffusion | DenseDiffusion | None = None
@@ -114,7 +114,7 @@ class LDNLayer(nn.Module):
         self.norm = nn.LayerNorm(width) if read or not self.pre else None
         self.norm_ffn = nn.LayerNorm(width) if c.ffn_ratio else None
 
-    def forward(self, h: Tensor, lengths: Tensor | None) -> Tensor:
+    def forward(self, h: Tensor, lengths: Tensor | None = None) -> Tensor:
         u = self.norm(h) if self.pre and self.norm is not None else h
         # diffusion moves h itself: on a normalised copy its bound would be lost
         out = h if self.diffusion is None else self.diffusion(h, u, lengths)
@@ -130,21 +130,28 @@ class LDNLayer(nn.Module):
 
 
 class LDN(nn.Module):
-    """The stack of layers, of pre-norm ones with a final LayerNorm. h (B, N, D), lengths (B,) or None -> (B, N, D)."""
+    """The stack of layers, of pre-norm ones with a final LayerNorm. h (B, N, D), lengths (B,) or None -> (B, N, D).
 
-    def __init__(self, config: LDNConfig, stem: Stem, variable: bool) -> None:
+    `length` is the largest N it is meant for: multiscale dilations and a dense kernel follow it. `grid` is the (H, W)
+    on which the tokens lie, if they do; `variable` says that lengths vary. Raises ValueError where these and the
+    config do not fit.
+    """
+
+    def __init__(
+        self, config: LDNConfig, length: int, grid: tuple[int, int] | None = None, variable: bool = False
+    ) -> None:
         super().__init__()
         if config.steps and config.kernel == "dense" and variable:
             raise ValueError("the dense kernel has a fixed length; this task's sequences vary in length")
-        grid = stem.grid if config.grid == "2d" and config.steps else None
+        grid = grid if config.grid == "2d" and config.steps else None
         if config.grid == "2d" and config.steps and grid is None:
             raise ValueError("grid='2d' needs a task whose tokens lie on a grid (an image); this one's do not")
         if grid is not None and variable:
             raise ValueError("grid='2d' has a fixed length; this task's inputs vary in length")
-        self.layers = nn.ModuleList(LDNLayer(config, stem.length, grid) for _ in range(config.depth))
+        self.layers = nn.ModuleList(LDNLayer(config, length, grid) for _ in range(config.depth))
         self.norm = nn.LayerNorm(config.width) if config.norm == "pre" else nn.Identity()
 
-    def forward(self, h: Tensor, lengths: Tensor | None) -> Tensor:
+    def forward(self, h: Tensor, lengths: Tensor | None = None) -> Tensor:
         for layer in self.layers:
             h = layer(h, lengths)
         return self.norm(h)

@@ -21,11 +21,10 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from ldn.classifier import Classifier, InputSpec
-from ldn.config import Config
 from ldn.terms import Diffusion
 from results.record import EvalRecord, RunRecord, read_eval, write_eval
 from studies.provenance import provenance
-from studies.spec import RunSpec, canonical, from_plain, with_field
+from studies.spec import RunSpec, canonical, from_plain, with_fields
 from studies.stored import restored, weights
 from studies.tasks.task import Data, Split, Task, loaded
 from studies.train import Place, evaluate
@@ -67,16 +66,11 @@ def asked_of(
     size = None if resolution is None else _size(resolution)
     base = spec.task
     if task is not None and task != base.name:
-        other = named(TASKS, task)()
-        assert isinstance(other, Task)
-        base = other
+        base = named("task", TASKS, task)()
     choices = [_choices(override) for override in overrides]
     asked = []
     for chosen in itertools.product(*choices):
-        changed: Config = base
-        for path, value in chosen:
-            changed = with_field(changed, path, value)
-        assert isinstance(changed, Task)
+        changed = with_fields(base, dict(chosen))
         asked.append(Asked(changed, split, None if size == changed.input.grid else size))
         _refuse_misfit(spec, asked[-1])
     return asked
@@ -131,7 +125,7 @@ def changes(spec: RunSpec, asked: Asked) -> dict[str, Any]:
     differs: dict[str, Any] = {}
     if type(new) is not type(old):
         differs["task"] = new.name
-    for f in dataclasses.fields(new):  # type: ignore[arg-type]
+    for f in dataclasses.fields(new):
         before = getattr(old, f.name) if type(new) is type(old) else f.default
         if (value := getattr(new, f.name)) != before:
             differs[f.name] = value

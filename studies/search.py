@@ -35,9 +35,9 @@ from results.record import (
 from studies.checkpoint import read_curve
 from studies.journal import Direction, Journal, quiet
 from studies.provenance import commit
-from studies.spec import field_value
+from studies.spec import field_value, with_fields
 from studies.study import Arm, Cell, Study
-from studies.tuning import Tuning, base_of, is_range, maximised, measured, outcome, plain_space, searched, with_values
+from studies.tuning import Tuning, base_of, is_range, maximised, measured, outcome, plain_space, searched
 
 LOSSES = 3  # times that a run whose process died is tried again
 WRITE_SECONDS = 2.0  # at least, between two writings of trials.json, which of thousands of trials is long
@@ -176,7 +176,7 @@ class ArmSearch:
         shown = ", ".join(f"{path.rpartition('.')[2]} {value}" for path, value in values.items())
         label = f"{self.label}, trial {trial.number}" + (f" ({shown})" if shown else "")
         try:
-            spec = with_values(self.arm.spec, values)
+            spec = with_fields(self.arm.spec, values)
         except ValueError as error:  # values that are fine one by one, but not together
             trial.status, trial.reason = "failed", str(error)
             return trial

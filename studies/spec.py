@@ -9,14 +9,17 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from ldn.classifier import InputSpec, ModelConfig
 from ldn.config import AtLeast, Between, Config, refuse_unknown
 from studies.tasks.task import Task
+from studies.zoo import MODELS, TASKS, named
 
 SCHEMA = 1
+C = TypeVar("C", bound=Config)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,28 +123,26 @@ def _plain(config: Any, dropped: set[str]) -> dict[str, Any]:
 
 def from_plain(plain: dict[str, Any]) -> RunSpec:
     """The RunSpec of canonical data. Raises ValueError for unknown fields, names and newer schemas."""
-    from studies.zoo import MODELS, TASKS, named
-
     plain = dict(plain)
     schema = plain.pop("schema", SCHEMA)
     if schema > SCHEMA:
         raise ValueError(f"this run was specified by a newer version (schema {schema}, known up to {SCHEMA})")
     refuse_unknown(RunSpec, plain)
-    for key, table in (("model", MODELS), ("task", TASKS)):
-        part = dict(plain[key])
-        plain[key] = _config(named(table, part.pop("name")), part)
-    for key, cls in (("optim", Optimiser), ("budget", Budget)):
-        plain[key] = _config(cls, plain.get(key, {}))
+    model, task = dict(plain["model"]), dict(plain["task"])
+    plain["model"] = _config(named("model", MODELS, model.pop("name")), model)
+    plain["task"] = _config(named("task", TASKS, task.pop("name")), task)
+    plain["optim"] = _config(Optimiser, plain.get("optim", {}))
+    plain["budget"] = _config(Budget, plain.get("budget", {}))
     return _config(RunSpec, plain)
 
 
-def _config(cls: Any, plain: dict[str, Any]) -> Any:
+def _config(cls: type[C], plain: dict[str, Any]) -> C:
     refuse_unknown(cls, plain)
     introduced = {f.name: f.metadata["introduced"] for f in dataclasses.fields(cls) if "introduced" in f.metadata}
     return cls(**{**introduced, **plain})
 
 
-def with_field(spec: Any, path: str, value: Any) -> Any:
+def with_field(spec: C, path: str, value: Any) -> C:
     """`spec` with the field at a dotted path changed: with_field(run, "model.steps", 0).
 
     Raises ValueError for an unknown field, listing the known ones, and for a value out of range.
@@ -149,6 +150,13 @@ def with_field(spec: Any, path: str, value: Any) -> Any:
     head, _, rest = path.partition(".")
     inner = _field(spec, head)
     return dataclasses.replace(spec, **{head: with_field(inner, rest, value) if rest else value})
+
+
+def with_fields(spec: C, changes: Mapping[str, Any]) -> C:
+    """The same with several fields, one after another: with_fields(run, {"model.steps": 0, "optim.lr": 1e-3})."""
+    for path, value in changes.items():
+        spec = with_field(spec, path, value)
+    return spec
 
 
 def field_value(spec: Any, path: str) -> Any:

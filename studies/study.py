@@ -11,7 +11,7 @@ from typing import Any, Literal
 from ldn.config import Config
 from results.record import TuningRecord
 from studies.matching import matched_width
-from studies.spec import RunSpec, field_value, flatten, with_field
+from studies.spec import RunSpec, field_value, flatten, with_field, with_fields
 from studies.tuning import Tuning, applied, maximised, refuse_misfit
 
 Design = Literal["one_at_a_time", "crossed"]
@@ -134,9 +134,7 @@ class Study(Config):
             choices = [{path: value} for path, values in self.factors.items() for value in values]
         arms = []
         for choice in choices:
-            spec = reference
-            for path, value in choice.items():
-                spec = with_field(spec, path, value)
+            spec = with_fields(reference, choice)
             label = ", ".join(_label(path, value) for path, value in choice.items())
             if spec != reference:
                 arms.append(Arm(prefix + label, spec, name, base | choice))

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from ldn.config import AtLeast, Config
 from results.record import RunRecord, TuningRecord, write_tuning
-from studies.spec import RunSpec, field_value, with_field
+from studies.spec import RunSpec, field_value, with_field, with_fields
 
 if TYPE_CHECKING:
     from studies.study import Arm, Study
@@ -93,15 +93,9 @@ def searched(spec: RunSpec, space: Mapping[str, Sequence[Any]]) -> dict[str, Seq
     return {path: domain for path, domain in space.items() if path not in dropped and _has(spec, path)}
 
 
-def with_values(spec: RunSpec, values: Mapping[str, Any]) -> RunSpec:
-    for path, value in values.items():
-        spec = with_field(spec, path, value)
-    return spec
-
-
 def base_of(spec: RunSpec, space: Mapping[str, Sequence[Any]]) -> str:
     """The identity of an arm whatever the fields searched are: its id with each at its first value."""
-    return with_values(spec, {path: domain[0] for path, domain in searched(spec, space).items()}).run_id
+    return with_fields(spec, {path: domain[0] for path, domain in searched(spec, space).items()}).run_id
 
 
 def plain_space(space: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
@@ -193,7 +187,7 @@ def tuned_file(source: Path) -> Path:
 
 def applied(arms: list[Arm], tuned: TuningRecord) -> dict[str, RunSpec]:
     """Every arm's spec with its winner's values, by its label."""
-    return {arm.label: with_values(arm.spec, tuned.arms[arm.label]["values"]) for arm in arms}
+    return {arm.label: with_fields(arm.spec, tuned.arms[arm.label]["values"]) for arm in arms}
 
 
 def misfit(tuned: TuningRecord, tuning: Tuning | None, arms: list[Arm]) -> str:

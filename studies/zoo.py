@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 from baselines import LinearConfig, RNNConfig, TransformerConfig, ViTConfig
-from ldn import LDNConfig, PaperSequenceConfig, PaperVisionConfig
+from ldn import Config, LDNConfig, ModelConfig, PaperSequenceConfig, PaperVisionConfig
 from studies.tasks.digits import CuedDigits, Digits
 from studies.tasks.images import CIFAR10, FashionMNIST
 from studies.tasks.listops import ListOps
+from studies.tasks.task import Task
 
-MODELS = (
+C = TypeVar("C", bound=Config)
+
+MODELS: tuple[type[ModelConfig], ...] = (
     LDNConfig,
     PaperVisionConfig,
     PaperSequenceConfig,
@@ -18,7 +23,7 @@ MODELS = (
     LinearConfig,
 )
 
-TASKS = (
+TASKS: tuple[type[Task], ...] = (
     Digits,
     CuedDigits,
     ListOps,
@@ -27,10 +32,9 @@ TASKS = (
 )
 
 
-def named(table: tuple[type, ...], name: str) -> type:
-    """The entry of MODELS or TASKS of that name. Raises ValueError listing the known ones."""
-    known = {entry.name: entry for entry in table}  # type: ignore[attr-defined]
+def named(what: str, table: tuple[type[C], ...], name: str) -> type[C]:
+    """The entry of MODELS or TASKS of that name; `what` it is. Raises ValueError listing the known ones."""
+    known = {entry.name: entry for entry in table}
     if name not in known:
-        what = "model" if table is MODELS else "task"
         raise ValueError(f"there is no {what} named {name!r}; known: {', '.join(known)}")
     return known[name]

@@ -234,7 +234,7 @@ def test_every_model_of_the_zoo_has_a_pinned_count() -> None:
 
 @pytest.mark.parametrize("model", PINNED)
 def test_pinned_counts(model: str) -> None:
-    assert counted(named(MODELS, model)()) == PINNED[model]
+    assert counted(named("model", MODELS, model)()) == PINNED[model]
 
 
 @pytest.mark.parametrize(("width", "depth"), [(128, 6), (64, 2), (256, 1)])
@@ -725,7 +725,7 @@ def test_a_value_that_is_not_allowed_raises_and_names_what_is(model: Any, values
 
 def test_an_unknown_model_raises_and_lists_the_known_ones() -> None:
     with pytest.raises(ValueError, match="no model named 'lnd'; known: ldn, "):
-        named(MODELS, "lnd")
+        named("model", MODELS, "lnd")
 
 
 def test_off_terms_do_not_constrain_the_others() -> None:

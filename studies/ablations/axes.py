@@ -10,7 +10,7 @@ attention or mixing near 54 %.
 
 from baselines import LinearConfig, RNNConfig, TransformerConfig, ViTConfig
 from ldn import LDNConfig
-from studies.spec import Budget, Optimiser, RunSpec, with_field
+from studies.spec import Budget, Optimiser, RunSpec, with_field, with_fields
 from studies.study import Study
 from studies.tasks.digits import CuedDigits
 from studies.tuning import Tuning
@@ -29,7 +29,7 @@ STUDY = Study(
     reference="ldn",
     arms={
         "ldn": ldn,
-        "no mixing": with_field(with_field(ldn, "model.steps", 0), "model.attention", "none"),
+        "no mixing": with_fields(ldn, {"model.steps": 0, "model.attention": "none"}),
         "linear": with_field(ldn, "model", LinearConfig()),
         "Transformer": with_field(ldn, "model", TransformerConfig(depth=2)),
         "BiLSTM": with_field(ldn, "model", RNNConfig(cell="lstm", bidirectional=True)),

@@ -7,10 +7,10 @@ from token to token; 4 sub-steps a layer. About 10 s a run on one CPU core.
 """
 
 from studies.ablations.axes import ldn
-from studies.spec import with_field
+from studies.spec import with_field, with_fields
 from studies.study import Study
 
-alone = with_field(with_field(ldn, "model.attention", "none"), "model.steps", 4)
+alone = with_fields(ldn, {"model.attention": "none", "model.steps": 4})
 stationary = with_field(alone, "model.kernel", "stationary")
 wide = with_field(stationary, "model.radius", 4)
 
