@@ -23,12 +23,25 @@ from ldn.terms import Attention, AttentionKind, DenseDiffusion, Diffusion, Kerne
 class LDNConfig(ModelConfig):
     """The preset `ldn`; each field is an axis of the ablation. A term that is off costs no parameters and no time.
 
-    steps: explicit diffusion sub-steps a layer, 0 for none · kernel: what is diffused along, of `radius`
-    and `symmetric` where it is learned · time_step: what the rate a depends on, starting at `rate` ·
-    attention with `heads` · local: the per-token term · grid: "2d" diffuses to the 4 neighbours of an
-    image's grid · norm: "pre" normalises what local, attention and ffn read, never what diffuses;
-    "post" normalises after each sum, as published · ffn_ratio: hidden width of the ffn over the width, 0 for no ffn ·
+    width, depth: D and the number of layers.
+    steps: explicit diffusion sub-steps a layer, 0 for none.
+    kernel: along what they go. "fixed": both neighbours alike. "stationary": learned weights of the offsets up to
+        `radius`, for each channel. "multiscale": the same, dilated by 1, 2, 4, ... from sub-step to sub-step. "dense":
+        a learned N x N matrix. "adaptive": the neighbours, with conductances that follow from the tokens.
+    radius, symmetric: of learned stencils; a symmetric one weighs both directions alike.
+    time_step: the rate a, in (0, 1), starting at `rate`. "fixed": it stays there. "learned": one a layer. "channel":
+        one a channel. "token": from each token. "raw": one a layer without bounds, as published.
+    attention, heads: "linear": A v with the feature map elu + 1. "diffusion": (A - I) v of the same A, whose rows sum
+        to zero. "softmax": scaled dot products. "none".
+    local: the per-token term, on or off.
+    grid: "1d" diffuses along the sequence, "2d" to the neighbours on an image's grid.
+    norm: "pre" normalises what local, attention and ffn read, never what diffuses; "post" after each sum, as published.
+    ffn_ratio: hidden width of the ffn over the width, 0 for no ffn.
+    dropout: behind local and ffn.
+    positions, patch: of the `Stem`.
     fused: on a GPU, diffusion and linear attention by kernels of their own; elsewhere it changes nothing.
+
+    Raises ValueError for a width that does not divide into the heads, and a learned rate that starts at 0 or 1.
     """
 
     name: ClassVar[str] = "ldn"
@@ -100,11 +113,12 @@ class LDNLayer(nn.Module):
         c, width = config, config.width
         self.diffusion: Diffusion | DenseDiffusion | None = None
         if c.steps and c.kernel == "dense":
-            self.diffusion = DenseDiffusion(length, width, c.steps, c.time_step, c.rate)
+            self.diffusion = DenseDiffusion(length, width, steps=c.steps, time_step=c.time_step, rate=c.rate)
         elif c.steps:
             self.diffusion = Diffusion(
-                length, width, c.steps, c.kernel, c.time_step, c.rate, c.radius, c.symmetric, grid, c.fused
-            )
+                length, width, steps=c.steps, kernel=c.kernel, time_step=c.time_step, rate=c.rate, radius=c.radius,
+                symmetric=c.symmetric, grid=grid, fused=c.fused,
+            )  # fmt: skip
         self.local = FeedForward(width, width, c.dropout) if c.local else None
         self.attention = Attention(width, c.heads, c.attention, c.fused) if c.attention != "none" else None
         self.ffn = FeedForward(width, c.ffn_ratio * width, c.dropout) if c.ffn_ratio else None

@@ -106,6 +106,7 @@ class Diffusion(nn.Module):
         self,
         length: int,
         width: int,
+        *,
         steps: int,
         kernel: Kernel,
         time_step: TimeStep,
@@ -175,7 +176,7 @@ class DenseDiffusion(nn.Module):
 
     reads_tokens: bool
 
-    def __init__(self, length: int, width: int, steps: int, time_step: TimeStep, rate: float) -> None:
+    def __init__(self, length: int, width: int, *, steps: int, time_step: TimeStep, rate: float) -> None:
         super().__init__()
         self.steps = steps
         self.rate = TimeStepRate(kind=time_step, width=width, start=rate)

@@ -77,6 +77,8 @@ def _text(record: TuningRecord, trials: pd.DataFrame | None, used: bool) -> list
         if arm["left_out"]:
             fewer.setdefault(", ".join(arm["left_out"]), []).append(label)
     said += [f"Without effect, and so not searched: {paths} in {', '.join(arms)}." for paths, arms in fewer.items()]
+    if record.trials > 1 and (alone := sum(arm["planned"] == 1 for arm in record.arms.values())):
+        said.append(f"{alone} arm{'s'[: alone > 1]} had nothing to search and one trial.")
     said += _unfinished(record)
     if edges := [text for label, arm in record.arms.items() for text in _at_an_edge(record, label, arm)]:
         said.append(f"Won at an end of its range, beyond which may lie better: {', '.join(edges)}.")
@@ -94,11 +96,7 @@ def _unfinished(record: TuningRecord) -> list[str]:
         over = sum(count for status, count in arm["counts"].items() if status not in ("running", "lost"))
         if over < arm["planned"]:
             odd[label] = f"{over} of {arm['planned']}"
-    said = [f"{sum(arm['planned'] == 1 for arm in record.arms.values())} arms had nothing to search and one trial."]
-    said = said if record.trials > 1 and any(arm["planned"] == 1 for arm in record.arms.values()) else []
-    if odd:
-        said.append(f"Not over: {', '.join(f'{label} ({text} trials)' for label, text in odd.items())}.")
-    return said
+    return [f"Not over: {', '.join(f'{label} ({text} trials)' for label, text in odd.items())}."] if odd else []
 
 
 def _at_an_edge(record: TuningRecord, label: str, arm: dict[str, Any]) -> list[str]:

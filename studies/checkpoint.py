@@ -47,7 +47,7 @@ def former(path: Path) -> Path:
 
 
 def save(path: Path, network: nn.Module, optimiser: torch.optim.Optimizer, state: State) -> None:
-    """Write the checkpoint, and keep the last one. Raises OSError with both that there were intact."""
+    """Write the checkpoint, and keep the last one. Raises OSError; the two that were there are then intact."""
     plain = {f.name: getattr(state, f.name) for f in fields(state)}
     content = {"network": network.state_dict(), "optimiser": optimiser.state_dict(), "state": plain}
     new = path.with_suffix(".new.pt")

@@ -88,7 +88,7 @@ def drive(
     """Run every cell of `study` that has no record yet (with `retry`, also those that failed); records and journal.
 
     One run's failure never stops the others. When `stopping` says so, running runs write their checkpoints and end.
-    Raises ValueError if another driver runs this study, or another file of the same name already does.
+    Raises ValueError if another driver runs this study, or the study stored under this name is of another file.
     """
     cells = study.cells()
     with sole_driver(study_folder(runs, name), name):

@@ -120,7 +120,7 @@ def _refuse_misfit(spec: RunSpec, asked: Asked) -> None:
 
 
 def changes(spec: RunSpec, asked: Asked) -> dict[str, Any]:
-    """In what the asked differs from what the run was trained and tested on; nothing: in nothing."""
+    """The fields of the task (and the resolution) that differ from what the run was trained on; empty if none does."""
     new, old = asked.task, spec.task
     differs: dict[str, Any] = {}
     if type(new) is not type(old):

@@ -64,7 +64,7 @@ class Executor(ABC):
     def close(self) -> None: ...
 
     def attend(self, tick: Callable[[], None]) -> None:
-        """Call `tick` while a run goes on, if `submit` is where it does; else the caller has its time to itself."""
+        """Call `tick` from time to time while `submit` trains; nothing to do where it returns at once."""
         return
 
 

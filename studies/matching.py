@@ -44,7 +44,7 @@ def matched_width(spec: RunSpec, reference: RunSpec, by: Literal["params", "gmac
     high = 1
     while cost(high) <= wanted:
         high *= 2
-    low = high // 2  # cost(low) <= wanted < cost(high), low = 0 for a model without tokens to be
+    low = high // 2  # cost(low) <= wanted < cost(high); low is 0 where even one unit costs more
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if cost(middle) <= wanted else (low, middle)

@@ -26,12 +26,12 @@ class Offers:
     """The driver's side of a study's folder."""
 
     def __init__(self, folder: Path) -> None:
-        self.offers, self.taken, self.over = (folder / name for name in ("offers", "taken", "ended"))
-        self.end = folder / OVER
-        for one in (self.offers, self.taken, self.over):
+        self.offers, self.taken, self.over_runs = (folder / name for name in ("offers", "taken", "ended"))
+        self.no_more = folder / OVER
+        for one in (self.offers, self.taken, self.over_runs):
             one.mkdir(parents=True, exist_ok=True)
-        self.end.unlink(missing_ok=True)
-        for path in [*_runs(self.offers), *_runs(self.over)]:  # of a driver that is gone
+        self.no_more.unlink(missing_ok=True)
+        for path in [*_runs(self.offers), *_runs(self.over_runs)]:  # of a driver that is gone
             path.unlink(missing_ok=True)
 
     def offer(self, spec: RunSpec) -> None:
@@ -44,7 +44,7 @@ class Offers:
 
     def ended(self) -> list[str]:
         """The runs that have ended since the last call."""
-        paths = list(_runs(self.over))
+        paths = list(_runs(self.over_runs))
         for path in paths:
             path.unlink(missing_ok=True)
         return [path.stem for path in paths]
@@ -59,7 +59,7 @@ class Offers:
         # in the order in which they go from one to the next, so that none is missed
         found = {path.stem for path in _runs(self.offers)}
         found |= {run_id for ids in self.held().values() for run_id in ids}
-        return found | {path.stem for path in _runs(self.over)}
+        return found | {path.stem for path in _runs(self.over_runs)}
 
     def give_back(self, worker: str) -> bool:
         """Offer again what a worker that is gone has taken. Whether it had been good for anything."""
@@ -80,7 +80,7 @@ class Offers:
 
     def close(self) -> None:
         """Nothing more will be offered: workers need not wait."""
-        self.end.touch()
+        self.no_more.touch()
 
 
 class Taker:
@@ -90,8 +90,8 @@ class Taker:
     """
 
     def __init__(self, folder: Path, worker: str) -> None:
-        self.offers, self.mine, self.over = folder / "offers", folder / "taken" / worker, folder / "ended"
-        self.end = folder / OVER
+        self.offers, self.mine, self.over_runs = folder / "offers", folder / "taken" / worker, folder / "ended"
+        self.no_more = folder / OVER
         self.mine.mkdir(parents=True, exist_ok=True)
         self.former = _by_age(self.mine)
         self.idle_since = time.monotonic()
@@ -115,11 +115,11 @@ class Taker:
     def ended(self, run_id: str) -> None:
         self.idle_since = time.monotonic()
         with suppress(FileNotFoundError):  # it was given to another, who says the same
-            (self.mine / f"{run_id}.json").rename(self.over / f"{run_id}.json")
+            (self.mine / f"{run_id}.json").rename(self.over_runs / f"{run_id}.json")
             (self.mine / GOOD).touch()
 
     def expects(self) -> bool:
-        return not self.end.exists() and time.monotonic() - self.idle_since < IDLE_SECONDS
+        return not self.no_more.exists() and time.monotonic() - self.idle_since < IDLE_SECONDS
 
     def left(self) -> list[str]:
         return []  # what nobody has taken, others will

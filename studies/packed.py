@@ -29,7 +29,7 @@ LATE = ("torch._dynamo", "sklearn.datasets")  # imported where they are first us
 def pool(runs: Path, data: Path, device: str, slots: int, threads: int, compile: bool) -> Local:
     """Slots that are forked from this process, so that all of them share its imports.
 
-    Whoever has asked for the GPUs cannot be forked any more: a process of its own does.
+    A process that has asked for the GPUs cannot be forked any more, so another one counts them.
     """
     for name in LATE:
         importlib.import_module(name)

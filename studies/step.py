@@ -55,7 +55,7 @@ class Step:
         self.optim, self.autocast, self.loss_sum = optim, autocast, loss_sum
         self.rate = torch.zeros((), device=loss_sum.device) if captured else None
         for group in optimiser.param_groups:
-            group["capturable"] = captured  # a checkpoint may tell of another device
+            group["capturable"] = captured  # a loaded checkpoint brings the flag of the device that it was written on
 
     def set_rate(self, rate: float) -> None:
         if self.rate is not None:

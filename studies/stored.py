@@ -28,8 +28,8 @@ class Found:
 def find_runs(runs: Path, name: str, arms: Sequence[str] = ()) -> Found:
     """The finished runs of a study, given by its name or file, or the one whose id starts with `name`.
 
-    Raises ValueError, in one sentence, for what is
-    neither, for a prefix of several runs, for an unknown arm, and if nothing is done.
+    Raises ValueError, in one sentence, for what is neither, for a prefix of several runs, for an unknown arm, and if
+    nothing is done.
     """
     study = Path(name).stem if name.endswith(".py") else name
     manifest = None if "/" in study else read_manifest(runs, study)

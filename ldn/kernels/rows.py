@@ -21,7 +21,7 @@ def at(i, j, K, TX, UP, LEFT, RIGHT):
 
 @triton.constexpr_function
 def known(i, j, K, TY, TX, UP, DOWN, LEFT, RIGHT):
-    """Whether row (i, j) is among the rows; one that is asked for and is not lies outside the grid (see `plan`)."""
+    """Whether row (i, j) is held. A neighbour that is not lies outside the grid: `plan` sees to that."""
     return -K * UP <= i < TY + K * DOWN and -K * LEFT <= j < TX + K * RIGHT
 
 

@@ -92,7 +92,8 @@ def forward_kernel(
 ):  # fmt: skip
     """A tile of `out` (B, H, W, D), contiguous, from x (B, H, W, D) with strides (x_b, X_Y, X_X, 1).
 
-    REACHES[s] of the stencil's reaches lie around the rows before step s. PAIRS has (dy, dx, edge ahead, edge back).
+    REACHES[s] of the stencil's reaches lie around the rows before step s. PAIRS has (dy, dx, edge ahead, edge back); an
+    edge that is not there is -1, and what -1 then indexes is never used.
     SPLIT: programs that see no end of the grid are compiled apart, without masks. Where tokens have numbers of their
     own that saves a quarter of the instructions and takes three times as long to compile; elsewhere a third and more.
     """

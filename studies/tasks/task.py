@@ -91,7 +91,7 @@ def loaded(task: Task, folder: Path) -> Data:
 
 
 def _fault(split: Split, input: InputSpec, target: TargetSpec) -> str:
-    """What is wrong with a split: on a GPU it would end as an assertion of a kernel, or as a number. Empty: nothing."""
+    """What is wrong with a split, which on a GPU would be a failed assertion or a wrong number; empty if nothing is."""
     x, lengths, y = split.x, split.lengths, split.y
     if len(y) == 0 or not len(x) == len(y) == (len(y) if lengths is None else len(lengths)):
         counts = f"{len(x)} inputs, {len(y)} labels" + ("" if lengths is None else f", {len(lengths)} lengths")
