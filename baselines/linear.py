@@ -41,7 +41,7 @@ class Linear(nn.Module):
 
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
         n = self.input.length
-        self.input.refuse_others(x)
+        self.input.check(x)
         if lengths is not None or (self.input.kind != "image" and x.shape[1] != n):
             raise ValueError(f"the linear baseline has a fixed length of {n} tokens and takes no lengths")
         if self.vocabulary:

@@ -47,7 +47,7 @@ class InputSpec(Config):
         if self.grid is not None and self.grid[0] * self.grid[1] != self.length:
             raise ValueError(f"InputSpec.grid {self.grid} does not hold length {self.length} positions")
 
-    def refuse_others(self, x: Tensor) -> None:
+    def check(self, x: Tensor) -> None:
         """Raise ValueError if x is no batch of such inputs: by its shape and type alone, for values are on a device."""
         shape = tuple(x.shape)
         if self.kind == "tokens":
@@ -94,7 +94,8 @@ class Stem(nn.Module):
     bias. `positions` "auto" learns them for inputs that lie on a grid (images, however they are read) and
     uses sinusoids for sequences. With `cls` a learned token is put in front and `grid` no longer describes the tokens.
 
-    Attributes: `length` (tokens N of a full input), `grid` ((H, W) of the tokens, or None).
+    Attributes: `length` (tokens N of a full input), `token_grid` (the (H, W) on which they lie, apart from a class
+    token in front; None for sequences), `grid` (the same, None with a class token).
     Raises ValueError if an image does not divide into patches.
     """
 
@@ -102,56 +103,53 @@ class Stem(nn.Module):
         self, spec: InputSpec, width: int, positions: Positions = "auto", patch: int = 4, cls: bool = False
     ) -> None:
         super().__init__()
-        self.spec, self.width = spec, width
-        self.length, self.grid = spec.length, spec.grid
+        self.width, self.patch = width, patch if spec.kind == "image" else 1
         self.embed: nn.Module
         if spec.kind == "tokens":
             self.embed = nn.Embedding(spec.vocabulary, width)
         elif spec.kind == "pixels":
             self.embed = nn.Linear(spec.channels, width)
         else:
-            assert spec.grid is not None
-            if spec.grid[0] % patch or spec.grid[1] % patch:
-                raise ValueError(f"an image of {spec.grid[0]} x {spec.grid[1]} does not divide into patches of {patch}")
             self.embed = nn.Conv2d(spec.channels, width, patch, stride=patch)
-            self.grid = (spec.grid[0] // patch, spec.grid[1] // patch)
-            self.length = self.grid[0] * self.grid[1]
         self.cls = nn.Parameter(torch.zeros(width)) if cls else None
-        if cls:
-            self.length, self.grid = self.length + 1, None
+        self._lay_out(spec)
         if positions == "auto":
             positions = "sinusoidal" if spec.grid is None else "learned"
-        self.kind = positions
+        self.positions_kind = positions
         if positions == "learned":
             self.positions = nn.Parameter(torch.empty(self.length, width))
             nn.init.trunc_normal_(self.positions, std=0.02)
         elif positions == "sinusoidal":
             self.register_buffer("positions", sinusoids(self.length, width), persistent=False)
 
+    def _lay_out(self, spec: InputSpec) -> None:
+        """Take such inputs from now on."""
+        token_grid = None
+        if spec.grid is not None:
+            if spec.grid[0] % self.patch or spec.grid[1] % self.patch:
+                height, width = spec.grid
+                raise ValueError(f"an image of {height} x {width} does not divide into patches of {self.patch}")
+            token_grid = (spec.grid[0] // self.patch, spec.grid[1] // self.patch)
+        self.spec, self.token_grid = spec, token_grid
+        self.grid = token_grid if self.cls is None else None
+        self.length = spec.length // self.patch**2 + (self.cls is not None)
+
     def forward(self, x: Tensor) -> Tensor:
-        self.spec.refuse_others(x)
+        self.spec.check(x)
         # ids are stored as small as they fit, and widened only here
         h = self.embed(x.long() if self.spec.kind == "tokens" else x)  # (B, N, D), of an image (B, D, H, W)
         if self.spec.kind == "image":
             h = h.flatten(2).transpose(1, 2)
         if self.cls is not None:
             h = torch.cat([self.cls.to(h.dtype).expand(h.shape[0], 1, -1), h], dim=1)
-        if self.kind == "none":
+        if self.positions_kind == "none":
             return h
         n = h.shape[1]
         if n <= len(self.positions):
             return h + self.positions[:n]
-        if self.kind == "learned":
+        if self.positions_kind == "learned":
             raise ValueError(f"{n} tokens, but positions were learned for {self.length}; use positions='sinusoidal'")
         return h + sinusoids(n, self.width).to(h)
-
-    @property
-    def token_grid(self) -> tuple[int, int] | None:
-        """The (H, W) on which the tokens lie, apart from a class token in front; None for sequences."""
-        if self.spec.grid is None or not isinstance(self.embed, nn.Conv2d):
-            return self.spec.grid
-        patch = int(self.embed.stride[0])
-        return self.spec.grid[0] // patch, self.spec.grid[1] // patch
 
     def move_to(self, spec: InputSpec) -> None:
         """Read inputs of another grid from now on, for evaluation: learned positions are interpolated to it.
@@ -160,21 +158,13 @@ class Stem(nn.Module):
         arXiv 2010.11929, section 3.2). Raises ValueError if one of the two has no grid, or an image does not
         divide into patches.
         """
-        if spec.grid is None or self.spec.grid is None:
+        if spec.grid is None or self.token_grid is None:
             raise ValueError("positions are interpolated from one grid to another, and a sequence has none")
-        if isinstance(self.embed, nn.Conv2d):
-            patch = int(self.embed.stride[0])
-            if spec.grid[0] % patch or spec.grid[1] % patch:
-                raise ValueError(f"an image of {spec.grid[0]} x {spec.grid[1]} does not divide into patches of {patch}")
-        before = self.token_grid
-        self.spec = spec
-        after = self.token_grid
-        assert before is not None and after is not None
-        front = 0 if self.cls is None else 1
-        self.length, self.grid = after[0] * after[1] + front, after if self.cls is None else None
-        if self.kind == "learned":
+        before, front = self.token_grid, 0 if self.cls is None else 1
+        self._lay_out(spec)
+        if self.positions_kind == "learned":
             image = self.positions[front:].detach().T.view(1, self.width, *before)
-            moved = interpolate(image, size=after, mode="bicubic", align_corners=False)[0].flatten(1).T
+            moved = interpolate(image, size=self.token_grid, mode="bicubic", align_corners=False)[0].flatten(1).T
             self.positions = nn.Parameter(torch.cat([self.positions[:front].detach(), moved]))
 
 

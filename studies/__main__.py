@@ -107,7 +107,7 @@ def run(
         return
     if dry_run:
         raise ValueError("--dry-run plans jobs for --on slurm; `python -m studies show` says what a study runs")
-    with attended(runs, path.stem) as (shown, stopping), closing(here(on, place, slots, shown, stopping)) as executor:
+    with attended(runs, path.stem) as (shown, stopping), closing(here(on, place, slots, stopping)) as executor:
         tally = drive(study, path.stem, declared_by(path), runs, executor, shown, stopping, retry)
     say_notes(tally.notes, tally.fatal)
     print_report(console, write_report(runs, path.stem, out))
@@ -165,9 +165,7 @@ def tune(
         raise ValueError("--dry-run and --detach are for --on slurm")
     with attended(runs, path.stem) as (display, stopping):
         on_cluster = on == "slurm"
-        made = (
-            Workers(study, path.stem, facts, place, slots) if on_cluster else here(on, place, slots, display, stopping)
-        )
+        made = Workers(study, path.stem, facts, place, slots) if on_cluster else here(on, place, slots, stopping)
         with closing(made) as executor:
             tally, found = tune(study, path.stem, declared_by(path), runs, executor, display, stopping, retry)
     say_notes(tally.notes, tally.fatal)
@@ -196,13 +194,13 @@ def attended(runs: Path, title: str) -> Iterator[tuple[Display, Callable[[], boo
         yield display, lambda: bool(asked)
 
 
-def here(on: str, place: Place, slots: int | None, display: Display, stopping: Callable[[], bool]) -> Executor:
+def here(on: str, place: Place, slots: int | None, stopping: Callable[[], bool]) -> Executor:
     """What trains on this machine. Raises ValueError where it has no such device."""
     from studies.executors import Inline, Local, places
 
     count = 1 if on == "inline" else slots
     where = places(place.runs, place.data, place.device, count, place.threads, place.compile)
-    return Local(where) if on == "local" else Inline(where[0], display.refresh, stopping)
+    return Local(where) if on == "local" else Inline(where[0], stopping)
 
 
 def refuse_missing_data(specs: Iterable[RunSpec], data: Path) -> None:

@@ -22,7 +22,7 @@ from typing import Any, Literal
 import torch
 
 from results.record import CostRecord, write_cost
-from studies.executors import places
+from studies.executors import devices
 from studies.isolated import Isolated, Metered
 from studies.provenance import provenance
 from studies.roofline import Ceilings, ceilings
@@ -51,11 +51,11 @@ def settings(device: str, threads: int | None, compile: bool | None, seconds: fl
 
     Raises ValueError where there is no such device.
     """
-    place = places(Path(), Path(), device, 1, 1, False)[0]
-    gpu = place.device != "cpu"
+    device = devices(device)[0]
+    gpu = device != "cpu"
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return Settings(
-        device=place.device,
+        device=device,
         threads=threads or cores,
         dtype="bfloat16" if gpu else "float32",
         modes=(False, True) if (gpu if compile is None else compile) else (False,),

@@ -29,7 +29,6 @@ class Display:
         self.progress = Progress(*columns, TimeElapsedColumn(), console=console, transient=True)
         self.whole = self.progress.add_task(name, total=None, text="")
         self.bars: dict[str, TaskID] = {}
-        self.tally = Tally(0)
 
     def __enter__(self) -> Display:
         if self.console.is_terminal:
@@ -39,11 +38,7 @@ class Display:
     def __exit__(self, *_: object) -> None:
         self.progress.stop()
 
-    def refresh(self) -> None:
-        self.tick(self.tally)
-
     def tick(self, tally: Tally) -> None:
-        self.tally = tally
         ended = tally.done + tally.failed
         text = f"{ended} of {tally.cells} runs" + (f", {tally.failed} failed" if tally.failed else "")
         shares = 0.0

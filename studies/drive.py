@@ -145,8 +145,13 @@ def _drain(
     """Keep every slot busy until there is nothing left to run, or until `stopping`."""
     running: dict[str, list[tuple[T, Cell]]] = {}  # by run id: two cells may share one
     asked_to_stop = False
+
+    def look() -> None:
+        jobs.look()
+        watcher.tick(tally)
+
     executor.begin()
-    executor.attend(jobs.look)
+    executor.attend(look)
     while True:
         if (stopping() or tally.fatal) and not asked_to_stop:
             executor.stop()

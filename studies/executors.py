@@ -21,6 +21,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
 from results.files import write_json
 from results.record import run_folder
 from studies.spec import RunSpec, canonical, from_plain
@@ -69,18 +71,18 @@ class Executor(ABC):
 
 
 class Inline(Executor):
-    """One run after another, in this process. `tick` is called while a run goes on."""
+    """One run after another, in this process."""
 
-    def __init__(self, place: Place, tick: Callable[[], None], stopping: Callable[[], bool]) -> None:
-        self.place, self.tick, self.stopping = place, tick, stopping
+    def __init__(self, place: Place, stopping: Callable[[], bool]) -> None:
+        self.place, self.stopping = place, stopping
         self.over: list[Ended] = []
-        self.attending: Callable[[], None] = lambda: None
+        self.tick: Callable[[], None] = lambda: None
 
     def free(self) -> int:
         return 0 if self.over or self.stopping() else 1
 
     def submit(self, spec: RunSpec) -> None:
-        self.over.append(_train(spec, self.place, self.stopping, self._ticks))
+        self.over.append(_train(spec, self.place, self.stopping, self.tick))
 
     def ended(self, seconds: float) -> list[Ended]:
         over, self.over = self.over, []
@@ -92,12 +94,8 @@ class Inline(Executor):
     def close(self) -> None:
         pass
 
-    def _ticks(self) -> None:
-        self.attending()
-        self.tick()
-
     def attend(self, tick: Callable[[], None]) -> None:
-        self.attending = tick
+        self.tick = tick
 
 
 class Local(Executor):
@@ -257,13 +255,11 @@ def _death(code: int | None) -> str:
     return f"its process ended with exit code {code}"
 
 
-def places(runs: Path, data: Path, device: str, slots: int | None, threads: int, compile: bool) -> list[Place]:
-    """One place a slot: on a CPU as many as `threads` leave room for, on GPUs one each.
+def devices(device: str) -> list[str]:
+    """The devices that a name stands for: "auto" and "cuda" for every GPU there is, "auto" without one for "cpu".
 
     Raises ValueError where there is no such device.
     """
-    import torch
-
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     kind, _, index = device.partition(":")
@@ -272,6 +268,14 @@ def places(runs: Path, data: Path, device: str, slots: int | None, threads: int,
     gpus = torch.cuda.device_count()
     if kind == "cuda" and (not gpus or (index and not (index.isdecimal() and int(index) < gpus))):
         raise ValueError(f"there is no device {device!r} here ({gpus} GPUs); --device cpu runs on the processor")
-    names = ["cpu"] if kind == "cpu" else [device] if index else [f"cuda:{i}" for i in range(gpus)]
-    count = slots or (max(1, (os.cpu_count() or 1) // threads) if kind == "cpu" else len(names))
+    return ["cpu"] if kind == "cpu" else [device] if index else [f"cuda:{i}" for i in range(gpus)]
+
+
+def places(runs: Path, data: Path, device: str, slots: int | None, threads: int, compile: bool) -> list[Place]:
+    """One place a slot: on a CPU as many as `threads` leave room for, on GPUs one each.
+
+    Raises ValueError where there is no such device.
+    """
+    names = devices(device)
+    count = slots or (max(1, (os.cpu_count() or 1) // threads) if names == ["cpu"] else len(names))
     return [Place(runs, data, names[i % len(names)], threads, compile) for i in range(count)]

@@ -45,7 +45,7 @@ def test_a_study_file_says_what_it_asks_and_how_it_is_run(name):
 def test_every_arm_is_built_metered_and_reported(name, tmp_path):
     study = untrained(catalogue.load(catalogue.source(name)))
     place = Place(tmp_path / "runs", tmp_path / "no data")
-    tally = drive(study, name, "test", place.runs, Inline(place, lambda: None, lambda: False), Silent())
+    tally = drive(study, name, "test", place.runs, Inline(place, lambda: False), Silent())
     assert (tally.done, tally.failed) == (len(study.cells()), 0)
     report = write_report(place.runs, name, tmp_path / "reports")
     table = (Path(tmp_path) / "reports" / name / "table.md").read_text()

@@ -75,7 +75,7 @@ class Noting(Inline):
     """Trains in this process and notes what."""
 
     def __init__(self, place: Place, stopping: Callable[[], bool] = lambda: False) -> None:
-        super().__init__(place, lambda: None, stopping)
+        super().__init__(place, stopping)
         self.submitted: list[str] = []
 
     def submit(self, spec: RunSpec) -> None:

@@ -83,9 +83,7 @@ class Noting(Inline):
     """Trains in this process and notes what."""
 
     def __init__(self, folder: Path, stop_after: int = 10**9) -> None:
-        super().__init__(
-            Place(folder / "runs", folder / "data"), lambda: None, lambda: len(self.submitted) > stop_after
-        )
+        super().__init__(Place(folder / "runs", folder / "data"), lambda: len(self.submitted) > stop_after)
         self.submitted: list[str] = []
 
     def submit(self, spec: RunSpec) -> None:
