@@ -282,10 +282,11 @@ def bench(
     from results.costs import cost_frame, print_costs, write_costs
     from results.kernels import kernel_frame, print_kernels, write_kernels
     from studies import kernels, subjects
+    from studies.bench import Interrupted, settings
     from studies.bench import bench as measure
-    from studies.bench import settings
     from studies.display import said_meanwhile
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what was measured is kept
     how = settings(device, threads, compile, seconds, longest)
     size = batch or (1 if how.device == "cpu" else 8)
     chosen: Sequence[subjects.Subject]
@@ -300,14 +301,22 @@ def bench(
         chosen = subjects.of_study(catalogue.load(path), subjects.parse_lengths(lengths), size)
     if not chosen:
         raise ValueError("there is nothing to measure: give --lengths, or a study")
-    with said_meanwhile(console) as say:
-        records = measure(chosen, how, runs, say)
+    stopped = False
+    try:
+        with said_meanwhile(console) as say:
+            records = measure(chosen, how, runs, say)
+    except Interrupted as interruption:
+        records, stopped = interruption.records, True
+    if not records:
+        refuse("stopped before anything was measured")
     if name == kernels.NAME:
         frame = kernel_frame(records)
         print_kernels(console, frame, write_kernels(frame, out / f"bench-{kernels.NAME}"))
     else:
         frame = cost_frame(records)
         print_costs(console, frame, title, write_costs(frame, title, out / stem))
+    if stopped:
+        refuse("stopped: this is what was measured until then")
 
 
 # --- stored weights: evaluated elsewhere, looked into -------------------------------------------

@@ -73,6 +73,14 @@ class Point:
     work: Pass
 
 
+class Interrupted(KeyboardInterrupt):
+    """A bench was stopped by Ctrl-C; `records` are what it had measured, all of them written."""
+
+    def __init__(self, records: list[CostRecord]) -> None:
+        super().__init__()
+        self.records = records
+
+
 @contextmanager
 def exclusive(path: Path = LOCK) -> Iterator[None]:
     """Hold this machine's bench lock. Raises ValueError if another bench does: two would spoil each other's times."""
@@ -95,9 +103,10 @@ def exclusive(path: Path = LOCK) -> Iterator[None]:
 def bench(
     subjects: Sequence[Subject], settings: Settings, runs: Path, report: Callable[[str], None] = lambda line: None
 ) -> list[CostRecord]:
-    """Measure all subjects, those of one number of tokens together; the records, written as they are made.
+    """Measure all subjects, those of one number of tokens together; the records, written after each round.
 
-    Raises ValueError if another bench runs on this machine, OSError when a record cannot be written.
+    Raises ValueError if another bench runs on this machine, OSError when a record cannot be written, and Interrupted
+    on Ctrl-C.
     """
     with exclusive():
         report("the device's ceilings")
@@ -111,10 +120,17 @@ def bench(
         for group in _rounds(subjects):
             tokens = {subject.tokens for subject in group}
             report(f"{len(group)} subjects at {', '.join(f'{n:,}' for n in sorted(tokens))} tokens")
-            for record in Round(group, settings, records, report).measure():
+            measuring, interrupted = Round(group, settings, records, report), False
+            try:
+                measuring.measure()
+            except KeyboardInterrupt:
+                interrupted = True
+            for record in measuring.known():
                 record.env, record.copy_gb_s, record.matmul_tflop_s = env, most.copy_gb_s, most.matmul_tflop_s
                 write_cost(runs, record)
                 records.append(record)
+            if interrupted:
+                raise Interrupted(records)
         return records
 
 
@@ -127,9 +143,15 @@ class Round:
         self.subjects, self.settings, self.former, self.report = subjects, settings, former, report
         self.children: dict[tuple[int, bool], Isolated] = {}
         self.records: dict[Point, CostRecord] = {}
+        self.ended: set[Point] = set()
         self.metered: dict[Point, Metered] = {}
 
-    def measure(self) -> list[CostRecord]:
+    def known(self) -> list[CostRecord]:
+        """The records of what was measured, or is known not to be measurable."""
+        return [record for point, record in self.records.items() if point in self.ended]
+
+    def measure(self) -> None:
+        """Prepare all, then time all. Raises KeyboardInterrupt; what had been timed long enough is known then."""
         try:
             for index, subject in enumerate(self.subjects):
                 for compiled in self.settings.modes if subject.compilable else (False,):
@@ -138,12 +160,12 @@ class Round:
             self.report("timed blocks, all in turns")
             turns = {p: partial(self.children[p.subject, p.compiled].turn, p.work) for p in self.metered}
             took = {point: metered.took for point, metered in self.metered.items()}
-            for point, timing in interleaved(turns, took, self.settings.seconds).items():
-                _fill(self.records[point], self._verified(point, timing))
+            for point, outcome in interleaved(turns, took, self.settings.seconds):
+                if not self.children[point.subject, point.compiled].closed:  # else it was interrupted
+                    self._end(point, self._verified(point, outcome))
         finally:
             for child in self.children.values():
                 child.close()
-        return list(self.records.values())
 
     def _prepare(self, index: int, compiled: bool) -> None:
         """Start the process of a subject and let it make its first calls."""
@@ -158,7 +180,7 @@ class Round:
             facts = self._start(index, compiled).facts()
         except Unmeasured as fault:
             for point in points.values():
-                _fill(self.records[point], fault)
+                self._end(point, fault)
             return
         for point in points.values():
             record = self.records[point]
@@ -171,7 +193,7 @@ class Round:
                 record.peak_bytes, record.moved_bytes = metered.peak_bytes, metered.moved_bytes
                 record.reason = metered.launched
             except Unmeasured as fault:
-                _fill(record, fault)
+                self._end(point, fault)
 
     def _start(self, index: int, compiled: bool) -> Isolated:
         settings = self.settings
@@ -193,6 +215,15 @@ class Round:
             except Unmeasured as fault:
                 return fault
         return outcome
+
+    def _end(self, point: Point, outcome: Timing | Unmeasured) -> None:
+        record = self.records[point]
+        self.ended.add(point)
+        if isinstance(outcome, Unmeasured):
+            record.status, record.reason = outcome.status, outcome.reason
+            return
+        record.status, record.seconds, record.iterations = "done", outcome.seconds, outcome.iterations
+        record.low, record.median, record.high = outcome.quartiles
 
     def _record(self, point: Point) -> CostRecord:
         subject = self.subjects[point.subject]
@@ -219,14 +250,14 @@ class Round:
         same.sort(key=lambda r: r.tokens)
         last = same[-1]
         if last.status == "skipped":
-            _fill(record, Unmeasured("skipped", last.reason))
+            self._end(point, Unmeasured("skipped", last.reason))
         elif last.status == "done":
             expected = last.median * (record.tokens / last.tokens) ** _growth(same)
             if expected > longest:
                 why = (
                     f"one pass over {record.tokens:,} tokens would take about {expected:.0f} s (--longest {longest:g})"
                 )
-                _fill(record, Unmeasured("skipped", why))
+                self._end(point, Unmeasured("skipped", why))
         return record.status == "skipped"
 
 
@@ -235,14 +266,6 @@ def _rounds(subjects: Sequence[Subject]) -> list[Sequence[Subject]]:
     groups = [[s for s in subjects if s.task]]
     groups += [[s for s in subjects if not s.task and s.tokens == n] for n in sorted({s.tokens for s in subjects})]
     return [group[i : i + AT_ONCE] for group in groups for i in range(0, len(group), AT_ONCE)]
-
-
-def _fill(record: CostRecord, outcome: Timing | Unmeasured) -> None:
-    if isinstance(outcome, Unmeasured):
-        record.status, record.reason = outcome.status, outcome.reason
-        return
-    record.status, record.seconds, record.iterations = "done", outcome.seconds, outcome.iterations
-    record.low, record.median, record.high = outcome.quartiles
 
 
 def _growth(records: list[CostRecord]) -> float:

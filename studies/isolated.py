@@ -11,6 +11,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import resource
+import signal
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -69,6 +70,7 @@ class Isolated:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(PRELOAD)
         self.patience = patience
+        self.closed = False
         self.pipe, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(theirs, build, device, threads), daemon=True)
         self.process.start()
@@ -91,6 +93,7 @@ class Isolated:
         self._ask("verify", name)
 
     def close(self) -> None:
+        self.closed = True
         self.pipe.close()
         self.process.join(1)
         self.process.kill()
@@ -103,6 +106,10 @@ class Isolated:
                 self.process.kill()
                 raise Unmeasured("skipped", f"it had not ended after {self.patience:.0f} s")
             answer = self.pipe.recv()
+        except KeyboardInterrupt:  # what it is about to answer would be taken for the next question's
+            self.process.kill()
+            self.close()
+            raise
         except (EOFError, OSError):
             self.process.join()
             raise _death(self.process.exitcode) from None
@@ -113,12 +120,13 @@ class Isolated:
 
 def _serve(pipe: Connection, build: Callable[[], Workload], device: torch.device, threads: int) -> None:
     """The life of a child: answer questions until the pipe closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of a terminal: the bench answers it
     torch.set_num_threads(threads)
     if device.type == "cpu":
         pin(threads)
         limit_memory()
     workload: Workload | None = None
-    with suppress(EOFError, OSError, KeyboardInterrupt):
+    with suppress(EOFError, OSError):
         while True:
             question, *arguments = pipe.recv()
             answer: Any

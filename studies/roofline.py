@@ -30,7 +30,7 @@ def ceilings(device: torch.device, dtype: torch.dtype, threads: int, seconds: fl
     try:
         names = ("copy", "matmul")
         took = {name: child.meter(name, seconds, count=False).took for name in names}
-        timed = interleaved({name: partial(child.turn, name) for name in names}, took, seconds)
+        timed = dict(interleaved({name: partial(child.turn, name) for name in names}, took, seconds))
     finally:
         child.close()
     medians = {}

@@ -98,24 +98,34 @@ def warm_up(work: Work, device: torch.device, seconds: float) -> float:
 
 def interleaved(
     turns: Mapping[Key, Callable[[int], float]], took: Mapping[Key, float], seconds: float
-) -> dict[Key, Timing | Unmeasured]:
+) -> Iterator[tuple[Key, Timing | Unmeasured]]:
     """Time all work in turns: `turns[key](calls)` runs one block and gives its seconds a call, `took` is a first guess.
 
     Each gets about `seconds` in 20 blocks; work slower than a twentieth of it gets blocks of one call, at least 10.
-    Work that raises Unmeasured drops out with that.
+    Work that raises Unmeasured drops out with that. On Ctrl-C what has had 10 blocks is yielded before it is raised.
     """
     calls = {key: max(1, round(seconds / BLOCKS / max(took[key], 1e-9))) for key in turns}
     blocks = {key: min(BLOCKS, max(FEWEST, math.ceil(seconds / took[key]))) for key in turns}
     measured: dict[Key, list[float]] = {key: [] for key in turns}
-    ended: dict[Key, Timing | Unmeasured] = {}
-    for turn in range(BLOCKS):
-        for key, run in turns.items():
-            if turn < blocks[key] and key not in ended:
-                try:
-                    measured[key].append(run(calls[key]))
-                except Unmeasured as fault:
-                    ended[key] = fault
-    return {key: ended.get(key) or Timing(measured[key], calls[key] * blocks[key]) for key in turns}
+    faults: dict[Key, Unmeasured] = {}
+    interrupted: KeyboardInterrupt | None = None
+    try:
+        for turn in range(BLOCKS):
+            for key, run in turns.items():
+                if turn < blocks[key] and key not in faults:
+                    try:
+                        measured[key].append(run(calls[key]))
+                    except Unmeasured as fault:
+                        faults[key] = fault
+    except KeyboardInterrupt as stop:
+        interrupted = stop
+    for key, times in measured.items():
+        if key in faults:
+            yield key, faults[key]
+        elif len(times) >= FEWEST:
+            yield key, Timing(times, calls[key] * len(times))
+    if interrupted is not None:
+        raise interrupted
 
 
 class Traffic(TorchDispatchMode):

@@ -6,6 +6,7 @@ import dataclasses
 import math
 import os
 import time
+from collections import Counter
 from functools import partial
 from pathlib import Path
 
@@ -28,7 +29,7 @@ from results.report import write_report
 from results.summary import summarise
 from studies import bench as benching
 from studies.__main__ import app
-from studies.bench import Settings, bench, exclusive
+from studies.bench import Interrupted, Settings, bench, exclusive
 from studies.isolated import Isolated, Workload, free_memory
 from studies.roofline import Ceilings
 from studies.subjects import MODELS, ModelSubject, of_length, of_study, parse_lengths, preset, tokens_of
@@ -64,7 +65,7 @@ def test_work_takes_turns_and_is_timed_block_by_block() -> None:
         return block(lambda: time.sleep(seconds), calls, CPU)
 
     turns = {name: partial(turn, name, seconds) for name, seconds in (("a", 0.002), ("b", 0.03))}
-    timed = interleaved(turns, {"a": 0.002, "b": 0.03}, seconds=0.4)
+    timed = dict(interleaved(turns, {"a": 0.002, "b": 0.03}, seconds=0.4))
     a, b = timed["a"], timed["b"]
     assert isinstance(a, Timing) and isinstance(b, Timing)
     assert order[:6] == ["a", "b"] * 3
@@ -78,7 +79,7 @@ def test_slow_work_is_warmed_up_once_and_timed_a_few_times() -> None:
     calls: list[int] = []
     took = warm_up(lambda: (calls.append(1), time.sleep(0.02)), CPU, seconds=0.01)
     assert (len(calls), took >= 0.02) == (1, True)
-    timed = interleaved({"slow": lambda calls: 0.02}, {"slow": 0.02}, seconds=0.01)
+    timed = dict(interleaved({"slow": lambda calls: 0.02}, {"slow": 0.02}, seconds=0.01))
     assert timed["slow"] == Timing([0.02] * FEWEST, FEWEST)
 
 
@@ -86,8 +87,24 @@ def test_work_that_fails_in_its_turn_leaves_the_others_alone() -> None:
     def breaks(calls: int) -> float:
         raise Unmeasured("failed", "it broke")
 
-    timed = interleaved({"a": breaks, "b": lambda calls: 1.0}, {"a": 1.0, "b": 1.0}, seconds=0.1)
+    timed = dict(interleaved({"a": breaks, "b": lambda calls: 1.0}, {"a": 1.0, "b": 1.0}, seconds=0.1))
     assert isinstance(timed["a"], Unmeasured) and timed["b"] == Timing([1.0] * FEWEST, FEWEST)
+
+
+def test_ctrl_c_keeps_what_had_its_blocks() -> None:
+    turns: list[int] = []
+
+    def turn(calls: int) -> float:
+        turns.append(calls)
+        if len(turns) > 3 * FEWEST - 1:
+            raise KeyboardInterrupt
+        return 1.0
+
+    timed: dict[str, Timing | Unmeasured] = {}
+    with pytest.raises(KeyboardInterrupt):
+        for key, outcome in interleaved(dict.fromkeys("abc", turn), dict.fromkeys("abc", 1.0), seconds=40):
+            timed[key] = outcome
+    assert timed == dict.fromkeys("ab", Timing([1.0] * FEWEST, 2 * FEWEST))  # of c a block was missing
 
 
 def test_peak_memory_is_what_tensors_held_at_most() -> None:
@@ -240,6 +257,26 @@ def test_a_bench_leaves_records_that_are_replaced_when_it_is_repeated(quick: Non
     assert len(list(tmp_path.glob("costs/*.json"))) == 8
 
 
+def test_an_interrupted_bench_keeps_what_it_has_measured(
+    quick: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turns: Counter[Isolated] = Counter()
+
+    def turn(self: Isolated, name: str, calls: int) -> float:
+        turns[self] += 1
+        if len(turns) == 2 and turns[self] == 2 * FEWEST + 2:  # of the second length
+            raise KeyboardInterrupt
+        return float(self._ask("turn", name, calls))
+
+    monkeypatch.setattr(Isolated, "turn", turn)
+    subjects = [subject(LinearConfig(), n) for n in (16, 32, 64)]
+    with pytest.raises(Interrupted) as stop:
+        bench(subjects, dataclasses.replace(QUICK, seconds=0.5), tmp_path)
+    kept = [(record.tokens, record.work, len(record.seconds)) for record in stop.value.records]
+    assert kept[2:] == [(32, "forward", FEWEST + 1), (32, "forward+backward", FEWEST)] and len(kept) == 4
+    assert len(list(tmp_path.glob("costs/*.json"))) == 4
+
+
 def test_a_compiled_pass_is_a_record_of_its_own(quick: None, tmp_path: Path) -> None:
     eager, compiled = (
         [r for r in bench([subject(LinearConfig())], dataclasses.replace(QUICK, modes=(False, True)), tmp_path)
@@ -387,5 +424,5 @@ class Custom(nn.Module):
 def test_the_core_times_any_callable() -> None:
     network, x = Custom(), torch.randn(100)
     took = warm_up(lambda: network(x), CPU, 0.001)
-    timed = interleaved({"sin": partial(block, lambda: network(x), device=CPU)}, {"sin": took}, 0.005)["sin"]
+    timed = dict(interleaved({"sin": partial(block, lambda: network(x), device=CPU)}, {"sin": took}, 0.005))["sin"]
     assert isinstance(timed, Timing) and timed.quartiles[1] > 0
