@@ -282,8 +282,8 @@ def bench(
 ) -> None:
     """Measure time, memory and multiply-adds over lengths, all models in turns. Nothing else should run beside it."""
     from results.costs import cost_frame, print_costs, write_costs
-    from results.kernels import kernel_frame, print_kernels, write_kernels
-    from studies import kernels, subjects
+    from results.operators import operator_frame, print_operators, write_operators
+    from studies import operators, subjects
     from studies.bench import bench as measure
     from studies.bench import settings
     from studies.display import said_meanwhile
@@ -291,22 +291,22 @@ def bench(
     how = settings(device, threads, compile, seconds, longest)
     size = batch or (1 if how.device == "cpu" else 8)
     chosen: Sequence[subjects.Subject]
-    if name == kernels.NAME:
-        wanted = subjects.parse_lengths(lengths, kernels.size(how.device).lengths)
-        chosen = kernels.kernels(wanted, batch, how.device)
+    if name == operators.NAME:
+        wanted = subjects.parse_lengths(lengths, operators.size(how.device).lengths)
+        chosen = operators.operators(wanted, batch, how.device)
     elif name is None:
         stem, title, chosen = "bench", "What every model costs", subjects.preset(subjects.parse_lengths(lengths), size)
     else:
-        path = catalogue.source(name, f"; {kernels.NAME!r} stands for LDN's operators alone, not for a study's arms")
+        path = catalogue.source(name, f"; {operators.NAME!r} stands for LDN's operators alone, not for a study's arms")
         stem, title = f"bench-{path.stem}", f"What the arms of {path.stem} cost"
         chosen = subjects.of_study(catalogue.load(path), subjects.parse_lengths(lengths), size)
     if not chosen:
         raise ValueError("there is nothing to measure: give --lengths, or a study")
     with said_meanwhile(console) as say:
         records = measure(chosen, how, runs, say)
-    if name == kernels.NAME:
-        frame = kernel_frame(records)
-        print_kernels(console, frame, write_kernels(frame, out / f"bench-{kernels.NAME}"))
+    if name == operators.NAME:
+        frame = operator_frame(records)
+        print_operators(console, frame, write_operators(frame, out / f"bench-{operators.NAME}"))
     else:
         frame = cost_frame(records)
         print_costs(console, frame, title, write_costs(frame, title, out / stem))
