@@ -1,9 +1,9 @@
 """What do LDN's operators cost alone, and how near is each to a copy? Cost records of operators to tables and a figure.
 
-A frame of operators is one of costs (`results.costs`) with, for each record, its `case` and `variant` (plain, compiled,
-fused); `gb_s` and `gb_share` count the traffic that no implementation can do without (`least_bytes`); `over_plain` and
-`over_compiled` are how many times faster it is than those variants, NaN beside itself; `backward_ratio` is what
-forward+backward takes longer than forward, over forward.
+A frame of operators is one of costs (`results.cost_frame`) with, for each record, its `case` and `variant` (plain,
+compiled, fused); `gb_s` and `gb_share` count the traffic that no implementation can do without (`least_bytes`);
+`over_plain` and `over_compiled` are how many times faster it is than those variants, NaN beside itself;
+`backward_ratio` is what forward+backward takes longer than forward, over forward.
 """
 
 from __future__ import annotations
@@ -17,22 +17,14 @@ from typing import Any
 import pandas as pd
 from rich.console import Console
 
-from results.costs import (
-    DASH,
-    SHORT,
-    cost_frame,
-    exponents,
-    print_exponent,
-    print_notes,
-    print_table,
-    unmeasured,
-    where,
-    write_page,
-)
+from results.cost_frame import cost_frame, exponents
+from results.costs import SHORT, print_exponent, unmeasured, where
 from results.figures.operators import copy_share
+from results.printing import print_notes, print_table, write_page
 from results.record import CostRecord
 from results.section import Section
 from results.summary import rounded
+from results.tables import DASH
 
 TITLE = "What LDN's kernels cost alone"
 POINT = ["case", "tokens", "batch", "dtype", "device", "work"]  # where variants are compared

@@ -281,7 +281,8 @@ def bench(
     out: Annotated[Path, typer.Option(help="Where reports are written.", envvar="LDN_REPORTS")] = Path("reports"),
 ) -> None:
     """Measure time, memory and multiply-adds over lengths, all models in turns. Nothing else should run beside it."""
-    from results.costs import cost_frame, print_costs, write_costs
+    from results.cost_frame import cost_frame
+    from results.costs import print_costs, write_costs
     from results.operators import operator_frame, print_operators, write_operators
     from studies import operators, subjects
     from studies.bench import bench as measure
@@ -316,7 +317,6 @@ def bench(
 
 Stored = Annotated[str, typer.Argument(help="A run's id or how it begins, or a study's name or file.")]
 Arms = Annotated[list[str] | None, typer.Option("--arm", help="Of a study, only this arm; may be repeated.")]
-DataFolder = Annotated[Path, typer.Option(help="Where data sets lie.", envvar="LDN_DATA")]
 
 
 @app.command("eval")
@@ -332,10 +332,10 @@ def eval_(
     device: Device = "auto",
     threads: Threads = 1,
     runs: Runs = Path("runs"),
-    data: DataFolder = Path("data"),
+    data: Data = Path("data"),
 ) -> None:
     """Evaluate stored weights at other lengths, resolutions or on other data. What was asked before is not repeated."""
-    from results.evals import described, print_evals
+    from results.evals import eval_label, print_evals
     from studies.evaluate import evaluations
     from studies.executors import places
     from studies.stored import find_runs
@@ -346,7 +346,7 @@ def eval_(
     with console.status("loading") as line:
         for one in evaluations(found.records, place, task, set_ or (), resolution, split):
             stored.append(one)
-            line.update(f"{len(stored)} evaluated, now {escape(f'{found.labels[one.run_id]}, {described(one)}')}")
+            line.update(f"{len(stored)} evaluated, now {escape(f'{found.labels[one.run_id]}, {eval_label(one)}')}")
     print_evals(console, stored, found.labels, "accuracy")
     _say_what_is_left(found.study, found.left)
 
@@ -360,7 +360,7 @@ def probe(
     device: Device = "auto",
     threads: Threads = 1,
     runs: Runs = Path("runs"),
-    data: DataFolder = Path("data"),
+    data: Data = Path("data"),
 ) -> None:
     """Look into stored networks: energy and range by layer, learned stencils and rates, receptive field."""
     from results.diffusion import print_probes

@@ -31,7 +31,7 @@ from results.figures.style import (
     nothing,
     say_absent,
 )
-from results.summary import UNITS, cost_unit, measured, scale, title
+from results.summary import UNITS, cost_unit, metric_of, scale, title
 
 
 def arms(frame: pd.DataFrame, summary: pd.DataFrame, metric: str) -> Figure:
@@ -40,7 +40,7 @@ def arms(frame: pd.DataFrame, summary: pd.DataFrame, metric: str) -> Figure:
     Where a few arms lie so far off that the others cannot be told apart, a second panel looks closer at these.
     """
     names, means = labels(summary), summary["mean"] * scale(metric)
-    values = measured(frame, metric) * scale(metric)
+    values = metric_of(frame, metric) * scale(metric)
     near = _crowd(means)
     width = COLUMN if near.all() and max(map(len, names)) <= LONG else PAGE
     with matplotlib.rc_context(STYLE):
