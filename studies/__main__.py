@@ -95,11 +95,11 @@ def run(
         refuse_missing_data((cell.spec for cell in cells if retry or cell.spec.run_id not in ended), data)
     if on == "slurm":
         from studies.cluster import read_cluster
-        from studies.plan import described
+        from studies.plan import plan_lines
         from studies.slurm import launch
 
         asked = launch(study, path.stem, declared_by(path), read_cluster(slurm), place, slots, retry, dry_run)
-        for line in described(asked, path.stem):
+        for line in plan_lines(asked, path.stem):
             console.print(line, highlight=False, markup=False, soft_wrap=True)
         say_notes(asked.notes, "")
         after = "nothing was submitted" if dry_run else f"`python -m studies status {name}` shows how far it is"
