@@ -132,8 +132,8 @@ def metric_of(frame: pd.DataFrame, metric: str) -> pd.Series:
 
 
 def on_validation(metric: str) -> str:
-    """The same metric of the validation split: "test.accuracy" -> "valid.accuracy"; any other stays itself."""
-    return f"valid.{metric.removeprefix('test.')}" if metric.startswith("test.") else metric
+    """The same metric of the validation split: "test.accuracy" -> "valid.accuracy"."""
+    return f"valid.{metric.partition('.')[2]}"
 
 
 def title(metric: str) -> str:
