@@ -65,7 +65,7 @@ def parts(facts: dict[str, Any], quick: bool, folder: Path) -> list[Part]:
     side_by_side = ["-n", str(min(12, os.cpu_count() or 4))] if facts["gpu"] and facts.get("xdist") else []
     test += ["--continue-on-collection-errors", *side_by_side]
     own, kernels = ["tests/test_step.py", "tests/test_gpu.py"], sorted((ROOT / "tests").glob("test_kernel_*.py"))
-    operators = [*(f"tests/{path.name}" for path in kernels), "tests/test_diffuse.py"]
+    operators = [*(f"tests/{path.name}" for path in kernels), "tests/test_operators.py", "tests/test_diffuse.py"]
     kept = ["--runs", str(folder / "runs"), "--out", str(folder / "reports")]
     bench = ["-m", "studies", "bench", "--no-compile", *kept]
     train = ["-m", "benchmarks.training", "--runs", str(folder / "training")]

@@ -14,8 +14,9 @@ from results import statistics
 from results.figures.factors import factor_grid, importance
 from results.importance import importances
 from results.notes import number
+from results.printing import intervals, signed
 from results.section import Gathered, Section
-from results.summary import CONFIDENCE, measured, scale, title
+from results.summary import CONFIDENCE, metric_of, on_validation, title
 
 FACTOR = "factor."
 
@@ -89,7 +90,7 @@ def _row(factors: int, label: str, values: np.ndarray, used: np.ndarray, planned
 def _grids(frame: pd.DataFrame, metric: str) -> Iterator[tuple[str, pd.DataFrame, Grid]]:
     """Each reference with the runs of its crossed arms, as a grid; none where no arm varies two factors at once."""
     columns = [name for name in frame.columns if name.startswith(FACTOR)]
-    values = measured(frame, metric)
+    values = metric_of(frame, metric)
     for reference, runs in frame.groupby("reference", sort=False):
         runs = runs[runs[columns].notna().all(axis=1)] if columns else runs.head(0)
         base = runs[runs["arm"].astype(str) == reference]
@@ -115,22 +116,16 @@ def _level(value: object) -> str:
 
 def _selection(runs: pd.DataFrame, metric: str) -> pd.Series:
     """The metric's value on validation: importances are of what one would select by, never of test."""
-    on_valid = metric.replace("test.", "valid.")
-    return measured(runs, on_valid) if on_valid in runs else pd.Series(math.nan, runs.index)
+    name = on_validation(metric)
+    return metric_of(runs, name) if name in runs else pd.Series(math.nan, runs.index)
 
 
 def _printed(table: pd.DataFrame, metric: str) -> pd.DataFrame:
-    decimals = 2 if scale(metric) == 100 else 4
-    numbers = {
-        name: ["" if math.isnan(v) else f"{v * scale(metric):+z.{decimals}f}".replace("-", "−") for v in table[name]]
-        for name in ("estimate", "low", "high")
-    }
-    interval = zip(numbers["low"], numbers["high"], strict=True)
     return pd.DataFrame(
         {
             "Effect": table["effect"],
-            "Estimate": numbers["estimate"],
-            f"{CONFIDENCE:.0%} interval": [f"[{low}, {high}]" if low else "" for low, high in interval],
+            "Estimate": signed(table["estimate"], metric),
+            f"{CONFIDENCE:.0%} interval": intervals(table["low"], table["high"], metric),
             "p": table["p"].map(number),
             "p (Holm)": table["p_holm"].map(number),
             "seeds": table["seeds"],

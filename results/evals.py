@@ -16,8 +16,8 @@ from results.files import CorruptFile
 from results.record import EvalRecord, read_evals
 from results.section import Gathered, Section
 from results.summary import scale, title
+from results.tables import DASH
 
-DASH = "–"
 TRAINED = "as trained"
 
 
@@ -72,10 +72,10 @@ def row(record: EvalRecord, metric: str) -> dict[str, Any]:
     """What `gather_evals` says of one evaluation."""
     numbers = [value for value in record.changes.values() if isinstance(value, int | float)]
     # what the run was trained on comes first, then numbers as they rise, then lengths
-    order = -1.0 if described(record) == TRAINED else float(numbers[0] if numbers else record.length)
+    order = -1.0 if eval_label(record) == TRAINED else float(numbers[0] if numbers else record.length)
     return {
         "fields": ", ".join(record.changes) or record.split,
-        "setting": described(record),
+        "setting": eval_label(record),
         "order": order,
         "length": record.length,
         "trained_length": record.trained_length,
@@ -85,7 +85,7 @@ def row(record: EvalRecord, metric: str) -> dict[str, Any]:
     }
 
 
-def described(record: EvalRecord) -> str:
+def eval_label(record: EvalRecord) -> str:
     """What was asked, in a few words: "gap 3", "40x40", "digits, view image (valid)"."""
     words = []
     for name, value in record.changes.items():

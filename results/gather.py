@@ -23,7 +23,7 @@ from typing import Any
 
 import pandas as pd
 
-from results.costs import MeasuredRuns
+from results.cost_frame import MeasuredRuns
 from results.files import CorruptFile
 from results.record import RunRecord, manifest_of, read_record, run_folder, unfinished
 

@@ -27,7 +27,7 @@ from results import figures as drawing
 from results import tables
 from results.details import details
 from results.section import Gathered, Section
-from results.summary import UNITS, cost_unit, measured, rounded, scale, title
+from results.summary import UNITS, cost_unit, metric_of, on_validation, rounded, scale, title
 
 VECTOR_UP_TO = 3_000  # parts of a drawing; one of more is quicker to make and to show as pixels
 PIXELS_PER_INCH = 120  # a figure's eight-point letters are then as large as the page's small ones
@@ -154,12 +154,12 @@ def runs_of(gathered: Gathered) -> dict[str, Any]:
         return [_key(v * factor) for v in frame[column]] if column in frame else [None] * len(frame)
 
     unit = cost_unit(gathered.summary["gmac"])
-    valid = f"valid.{metric.partition('.')[2]}"
+    valid = on_validation(metric)
     rows = zip(
         shared("arm"),
         [str(seed) for seed in frame["seed"]],
         shared("status"),
-        [_key(value) for value in measured(frame, metric) * scale(metric)],
+        [_key(value) for value in metric_of(frame, metric) * scale(metric)],
         numbers(valid, scale(metric)),
         numbers("cost.params"),
         numbers("cost.gmac", UNITS[unit]),

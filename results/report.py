@@ -15,10 +15,11 @@ from rich.table import Table
 
 from results import costs, diffusion, effects, evals, figures, significance, tables, tuning
 from results.apart import apart, sources
-from results.files import CorruptFile, write_atomically
+from results.files import CorruptFile
 from results.gather import curves, gather, manifest_of
 from results.notes import bold_means, caption, legend, notes, reasons
 from results.page import page as html_page
+from results.printing import write
 from results.record import Manifest, RunRecord
 from results.section import Gathered, Section
 from results.significance import over_examples
@@ -112,7 +113,7 @@ def _write_report(runs: Path, study: str, out: Path) -> Report:
     pixels = {name.removesuffix(".png"): data for name, data in content.items() if name.endswith(".png")}
     content["report.html"] = html_page(gathered, folder, others, why, said, drawn, pixels, sections).encode()
     for name, data in content.items():
-        _write(folder / name, data)
+        write(folder / name, data)
     table = tables.terminal(summary, metric, manifest.question, others)
     return Report(folder, [folder / name for name in content], table, why, said)
 
@@ -153,7 +154,3 @@ def print_report(console: Console, report: Report) -> None:
     shown = str(report.folder) if folder.startswith("..") else folder
     names = ", ".join(path.name for path in report.files)
     console.print(f"\nWritten to {shown}/: {names}", markup=False, highlight=False)
-
-
-def _write(path: Path, data: bytes) -> None:
-    write_atomically(path, lambda file: file.write(data))

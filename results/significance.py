@@ -17,9 +17,10 @@ import pandas as pd
 
 from results import statistics
 from results.notes import number
+from results.printing import intervals, signed
 from results.record import run_folder
 from results.section import Gathered, Section
-from results.summary import CONFIDENCE, holm_within, measured, scale
+from results.summary import CONFIDENCE, holm_within, metric_of
 
 MOST_RUNS = 1_000  # predictions are read of no more: half a millisecond each, and a table of more arms is not read
 COLUMNS = ("example_low", "example_high", "example_p", "mcnemar_p")
@@ -58,14 +59,14 @@ def section(gathered: Gathered) -> Section | None:
     if compared.empty:
         return None
     metric = gathered.manifest.metric
-    values = measured(gathered.frame, metric)
+    values = metric_of(gathered.frame, metric)
     by_seed = gathered.frame.assign(value=values).pivot(index="arm", columns="seed", values="value")
     differences = by_seed.loc[compared["arm"]].to_numpy() - by_seed.loc[compared["reference"]].to_numpy()
     t, wilcoxon = statistics.t_test(differences), statistics.wilcoxon(differences)
     printed = {
         "Arm": compared["arm"].astype(str).tolist(),
-        "Δ": _signed(compared["difference"], metric),
-        f"{CONFIDENCE:.0%} t interval": _interval(compared["low"], compared["high"], metric),
+        "Δ": signed(compared["difference"], metric),
+        f"{CONFIDENCE:.0%} t interval": intervals(compared["low"], compared["high"], metric),
         "pairs": compared["pairs"].tolist(),
         "smallest p": _ps(compared["p_min"]),
         "sign-flip": _ps(compared["p"]),
@@ -84,7 +85,7 @@ def section(gathered: Gathered) -> Section | None:
     if set(COLUMNS) <= set(compared) and compared["example_p"].notna().any():
         tested = compared["example_p"].to_numpy()
         printed |= {
-            f"{CONFIDENCE:.0%} over examples": _interval(compared["example_low"], compared["example_high"], metric),
+            f"{CONFIDENCE:.0%} over examples": intervals(compared["example_low"], compared["example_high"], metric),
             "bootstrap": _ps(tested),
             "bootstrap, Holm": _ps(holm_within(compared["reference"], tested)),
             "McNemar": _ps(compared["mcnemar_p"]),
@@ -120,16 +121,6 @@ def _answers(runs: Path, run_id: str) -> Answers | None:
 
 def _cells(frame: pd.DataFrame, *names: str) -> list[tuple[str, ...]]:
     return list(zip(*(frame[name].astype(str) if name == "arm" else frame[name] for name in names), strict=True))
-
-
-def _signed(values: pd.Series, metric: str) -> list[str]:
-    decimals = 2 if scale(metric) == 100 else 4
-    return ["" if math.isnan(v) else f"{v * scale(metric):+z.{decimals}f}".replace("-", "−") for v in values]
-
-
-def _interval(low: pd.Series, high: pd.Series, metric: str) -> list[str]:
-    ends = zip(_signed(low, metric), _signed(high, metric), strict=True)
-    return [f"[{a}, {b}]" if a else "" for a, b in ends]
 
 
 def _ps(values: np.ndarray | pd.Series) -> list[str]:

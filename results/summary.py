@@ -36,7 +36,7 @@ def summarise(frame: pd.DataFrame, metric: str, direction: Literal["max", "min"]
     """
     arms = frame["arm"].cat.categories
     reference = frame.groupby("arm", observed=False)["reference"].first().to_numpy()
-    value = measured(frame, metric)
+    value = metric_of(frame, metric)
     values = frame.assign(value=value).pivot(index="arm", columns="seed", values="value").reindex(arms)
     differences = values - values.loc[reference].to_numpy()
     differences[arms == reference] = math.nan
@@ -113,15 +113,15 @@ def most_telling(
     """
     if len(summary) <= most:
         return summary
-    on_valid = metric.replace("test.", "valid.")
-    value = measured(frame, on_valid) if on_valid in frame else pd.Series(math.nan, frame.index)
+    name = on_validation(metric)
+    value = metric_of(frame, name) if name in frame else pd.Series(math.nan, frame.index)
     mean = value.groupby(frame["arm"], observed=False).mean().reindex(summary["arm"]).to_numpy()
     rank = pd.DataFrame({"other": ~summary["is_reference"], "mean": mean if direction == "min" else -mean})
     kept = rank.sort_values(["other", "mean"], kind="stable").index[:most]
     return summary.loc[sorted(kept)].reset_index(drop=True)
 
 
-def measured(frame: pd.DataFrame, metric: str) -> pd.Series:
+def metric_of(frame: pd.DataFrame, metric: str) -> pd.Series:
     """The metric where a run is done, NaN elsewhere: a diverged run has metrics too, but no result."""
     known = [name for name in frame.columns if name.startswith(("train.", "valid.", "test."))]
     if metric in known:
@@ -129,6 +129,11 @@ def measured(frame: pd.DataFrame, metric: str) -> pd.Series:
     if any(name.startswith("test.") for name in known):  # else nothing was tested: no run is done, or none trained
         raise ValueError(f"no run has the metric {metric!r}; metrics: {', '.join(known)}")
     return pd.Series(math.nan, frame.index)
+
+
+def on_validation(metric: str) -> str:
+    """The same metric of the validation split: "test.accuracy" -> "valid.accuracy"."""
+    return f"valid.{metric.partition('.')[2]}"
 
 
 def title(metric: str) -> str:

@@ -95,11 +95,11 @@ def run(
         refuse_missing_data((cell.spec for cell in cells if retry or cell.spec.run_id not in ended), data)
     if on == "slurm":
         from studies.cluster import read_cluster
-        from studies.plan import described
+        from studies.plan import plan_lines
         from studies.slurm import launch
 
         asked = launch(study, path.stem, declared_by(path), read_cluster(slurm), place, slots, retry, dry_run)
-        for line in described(asked, path.stem):
+        for line in plan_lines(asked, path.stem):
             console.print(line, highlight=False, markup=False, soft_wrap=True)
         say_notes(asked.notes, "")
         after = "nothing was submitted" if dry_run else f"`python -m studies status {name}` shows how far it is"
@@ -279,9 +279,10 @@ def bench(
     out: Annotated[Path, typer.Option(help="Where reports are written.", envvar="LDN_REPORTS")] = Path("reports"),
 ) -> None:
     """Measure time, memory and multiply-adds over lengths, all models in turns. Nothing else should run beside it."""
-    from results.costs import cost_frame, print_costs, write_costs
-    from results.kernels import kernel_frame, print_kernels, write_kernels
-    from studies import kernels, subjects
+    from results.cost_frame import cost_frame
+    from results.costs import print_costs, write_costs
+    from results.operators import operator_frame, print_operators, write_operators
+    from studies import operators, subjects
     from studies.bench import Interrupted, settings
     from studies.bench import bench as measure
     from studies.display import said_meanwhile
@@ -290,13 +291,13 @@ def bench(
     how = settings(device, threads, compile, seconds, longest)
     size = batch or (1 if how.device == "cpu" else 8)
     chosen: Sequence[subjects.Subject]
-    if name == kernels.NAME:
-        wanted = subjects.parse_lengths(lengths, kernels.size(how.device).lengths)
-        chosen = kernels.kernels(wanted, batch, how.device)
+    if name == operators.NAME:
+        wanted = subjects.parse_lengths(lengths, operators.size(how.device).lengths)
+        chosen = operators.operators(wanted, batch, how.device)
     elif name is None:
         stem, title, chosen = "bench", "What every model costs", subjects.preset(subjects.parse_lengths(lengths), size)
     else:
-        path = catalogue.source(name, f"; {kernels.NAME!r} stands for LDN's operators alone, not for a study's arms")
+        path = catalogue.source(name, f"; {operators.NAME!r} stands for LDN's operators alone, not for a study's arms")
         stem, title = f"bench-{path.stem}", f"What the arms of {path.stem} cost"
         chosen = subjects.of_study(catalogue.load(path), subjects.parse_lengths(lengths), size)
     if not chosen:
@@ -309,9 +310,9 @@ def bench(
         records, stopped = interruption.records, True
     if not records:
         refuse("stopped before anything was measured")
-    if name == kernels.NAME:
-        frame = kernel_frame(records)
-        print_kernels(console, frame, write_kernels(frame, out / f"bench-{kernels.NAME}"))
+    if name == operators.NAME:
+        frame = operator_frame(records)
+        print_operators(console, frame, write_operators(frame, out / f"bench-{operators.NAME}"))
     else:
         frame = cost_frame(records)
         print_costs(console, frame, title, write_costs(frame, title, out / stem))
@@ -323,7 +324,6 @@ def bench(
 
 Stored = Annotated[str, typer.Argument(help="A run's id or how it begins, or a study's name or file.")]
 Arms = Annotated[list[str] | None, typer.Option("--arm", help="Of a study, only this arm; may be repeated.")]
-DataFolder = Annotated[Path, typer.Option(help="Where data sets lie.", envvar="LDN_DATA")]
 
 
 @app.command("eval")
@@ -339,10 +339,10 @@ def eval_(
     device: Device = "auto",
     threads: Threads = 1,
     runs: Runs = Path("runs"),
-    data: DataFolder = Path("data"),
+    data: Data = Path("data"),
 ) -> None:
     """Evaluate stored weights at other lengths, resolutions or on other data. What was asked before is not repeated."""
-    from results.evals import described, print_evals
+    from results.evals import eval_label, print_evals
     from studies.evaluate import evaluations
     from studies.executors import places
     from studies.stored import find_runs
@@ -353,7 +353,7 @@ def eval_(
     with console.status("loading") as line:
         for one in evaluations(found.records, place, task, set_ or (), resolution, split):
             stored.append(one)
-            line.update(f"{len(stored)} evaluated, now {escape(f'{found.labels[one.run_id]}, {described(one)}')}")
+            line.update(f"{len(stored)} evaluated, now {escape(f'{found.labels[one.run_id]}, {eval_label(one)}')}")
     print_evals(console, stored, found.labels, "accuracy")
     _say_what_is_left(found.study, found.left)
 
@@ -367,7 +367,7 @@ def probe(
     device: Device = "auto",
     threads: Threads = 1,
     runs: Runs = Path("runs"),
-    data: DataFolder = Path("data"),
+    data: Data = Path("data"),
 ) -> None:
     """Look into stored networks: energy and range by layer, learned stencils and rates, receptive field."""
     from results.diffusion import print_probes

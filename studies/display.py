@@ -14,10 +14,10 @@ from rich.table import Table
 from results.record import RunRecord, TuningRecord, read_record
 from studies.drive import Tally
 from studies.executors import Ended
+from studies.progress import progress_of, progress_text
 from studies.spec import flatten
-from studies.status import described, progress_of
 from studies.study import Cell, Study, changes
-from studies.tuning import described as tuning_described
+from studies.tuning import described
 
 
 class Display:
@@ -48,17 +48,19 @@ class Display:
             if run_id not in self.bars:
                 label = f"  {escape(cells[0].arm)}, seed {cells[0].seed}"
                 self.bars[run_id] = self.progress.add_task(label, total=1.0, text="")
-            self.progress.update(self.bars[run_id], completed=where.get("done", 0.0), text=described(where))
+            self.progress.update(self.bars[run_id], completed=where.get("done", 0.0), text=progress_text(where))
         self.progress.update(self.whole, total=tally.cells, completed=ended + shares, text=text)
 
     def finished(self, tally: Tally, cell: Cell, record: RunRecord | None, ended: Ended) -> None:
         if (bar := self.bars.pop(cell.spec.run_id, None)) is not None:
             self.progress.remove_task(bar)
         counted = f"[dim]{tally.done + tally.failed:>{len(str(tally.cells))}}/{tally.cells}[/]"
-        self.console.print(f"{counted} {escape(cell.arm)}, seed {cell.seed}: {outcome(record, ended)}", highlight=False)
+        self.console.print(
+            f"{counted} {escape(cell.arm)}, seed {cell.seed}: {ending_text(record, ended)}", highlight=False
+        )
 
 
-def outcome(record: RunRecord | None, ended: Ended) -> str:
+def ending_text(record: RunRecord | None, ended: Ended) -> str:
     if record is None:
         return "not ended; it goes on next time" if ended.stopped else f"[red]{escape(ended.error)}[/]"
     if record.status == "pruned":
@@ -103,7 +105,7 @@ def show_arms(console: Console, study: Study, name: str, runs: Path) -> None:
     design = f"{len(arms)} arms x {len(study.seeds)} seeds"
     console.print(f"\n{design}; {study.metric}, {study.direction}imised; widths matched by: {study.match}")
     if study.tuned is not None:
-        console.print(escape(tuning_described(study.tuned)), highlight=False, soft_wrap=True)
+        console.print(escape(described(study.tuned)), highlight=False, soft_wrap=True)
     elif study.tuning is not None:
         console.print(f"not tuned yet: `python -m studies tune {name}` searches each arm's settings", highlight=False)
 

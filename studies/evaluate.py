@@ -36,7 +36,7 @@ NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 
 
 @dataclass(frozen=True)
-class Asked:
+class EvalRequest:
     """Which task and split to evaluate on; with a resolution, its images are resized to that (H, W)."""
 
     task: Task
@@ -57,7 +57,7 @@ class Asked:
 
 def asked_of(
     spec: RunSpec, task: str | None, overrides: Sequence[str], resolution: str | None, split: SplitName
-) -> list[Asked]:
+) -> list[EvalRequest]:
     """All that is asked of one run: `overrides` such as "task.gap=1,3" are crossed, each value with each.
 
     Raises ValueError for an unknown task or field (listing the known ones), a value out of range, and data that do
@@ -71,7 +71,7 @@ def asked_of(
     asked = []
     for chosen in itertools.product(*choices):
         changed = with_fields(base, dict(chosen))
-        asked.append(Asked(changed, split, None if size == changed.input.grid else size))
+        asked.append(EvalRequest(changed, split, None if size == changed.input.grid else size))
         _refuse_misfit(spec, asked[-1])
     return asked
 
@@ -99,7 +99,7 @@ def _value(text: str) -> Any:
         return text
 
 
-def _refuse_misfit(spec: RunSpec, asked: Asked) -> None:
+def _refuse_misfit(spec: RunSpec, asked: EvalRequest) -> None:
     """Raise ValueError unless the other task feeds the same kind of input and asks for as many classes."""
     ours, theirs = spec.task.input, asked.task.input
     trained, other = f"the model was trained on {spec.task.name}", asked.task.name
@@ -119,7 +119,7 @@ def _refuse_misfit(spec: RunSpec, asked: Asked) -> None:
         raise ValueError(f"--resolution resizes images, and the input of {other} as it is read here lies on no grid")
 
 
-def changes(spec: RunSpec, asked: Asked) -> dict[str, Any]:
+def changes(spec: RunSpec, asked: EvalRequest) -> dict[str, Any]:
     """The fields of the task (and the resolution) that differ from what the run was trained on; empty if none does."""
     new, old = asked.task, spec.task
     differs: dict[str, Any] = {}
@@ -149,7 +149,7 @@ def evaluations(
 
     All misfits raise ValueError before the first evaluation.
     """
-    jobs: dict[Task, list[tuple[RunRecord, RunSpec, Asked]]] = {}
+    jobs: dict[Task, list[tuple[RunRecord, RunSpec, EvalRequest]]] = {}
     for record in records:
         spec = from_plain(record.spec)
         for asked in asked_of(spec, task, overrides, resolution, split):
@@ -166,7 +166,7 @@ def evaluations(
             yield stored
 
 
-def _eval_id(record: RunRecord, spec: RunSpec, asked: Asked) -> str:
+def _eval_id(record: RunRecord, spec: RunSpec, asked: EvalRequest) -> str:
     content = [record.weights_hash, _canonical(spec, asked.task), asked.split, asked.resolution]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -175,7 +175,7 @@ def _canonical(spec: RunSpec, task: Task) -> dict[str, Any]:
     return canonical(dataclasses.replace(spec, task=task))["task"]
 
 
-def _evaluated(record: RunRecord, spec: RunSpec, asked: Asked, data: Data, place: Place) -> EvalRecord:
+def _evaluated(record: RunRecord, spec: RunSpec, asked: EvalRequest, data: Data, place: Place) -> EvalRecord:
     device = torch.device(place.device)
     result = EvalRecord(
         eval_id=_eval_id(record, spec, asked),

@@ -25,7 +25,7 @@ from studies.timing import Traffic, Unmeasured, Work, block, peak_memory, replay
 
 # What the server imports once for all children: the models come along with the bench; the compiler, which the first
 # call of an operator of ours imports, takes seconds. Neither asks for a GPU, which a server that forks must not.
-PRELOAD = ["studies.bench", "studies.kernels", "torch._dynamo"]
+PRELOAD = ["studies.bench", "studies.operators", "torch._dynamo"]
 SHARE = 0.9  # of the free memory that a measurement may take
 GROUPS = (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"))
 SIGNS = ("can't allocate memory", "not enough memory", "out of memory", "could not create a memory", "bad_alloc")

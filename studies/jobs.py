@@ -36,6 +36,10 @@ class Array:
     parameters: dict[str, Any] = field(default_factory=dict)
     role: Literal["batch", "worker", "driver"] = "batch"
 
+    def job(self, index: int) -> str:
+        """A job's id, as SLURM writes it (12, of several 12_3)."""
+        return self.job_id if len(self.jobs) == 1 else f"{self.job_id}_{index}"
+
 
 @dataclass(frozen=True)
 class InQueue:
@@ -136,8 +140,7 @@ def cancel_mark(runs: Path, name: str) -> Path:
 
 def log_of(runs: Path, name: str, array: Array, index: int) -> Path:
     """Where a job writes what it says."""
-    job = array.job_id if len(array.jobs) == 1 else f"{array.job_id}_{index}"
-    return study_folder(runs, name) / "slurm" / array.key / f"{job}_0_log.out"
+    return study_folder(runs, name) / "slurm" / array.key / f"{array.job(index)}_0_log.out"
 
 
 def ask(*command: str) -> str:

@@ -19,7 +19,7 @@ ABOVE = 1.1
 
 
 @dataclass(frozen=True)
-class Budgeted:
+class MatchedWidth:
     """A solved width and what it costs, as a share of the reference."""
 
     width: int
@@ -31,7 +31,7 @@ class Budgeted:
 
 
 @cache
-def matched_width(spec: RunSpec, reference: RunSpec, by: Literal["params", "gmac"]) -> Budgeted:
+def matched_width(spec: RunSpec, reference: RunSpec, by: Literal["params", "gmac"]) -> MatchedWidth:
     """The width of `spec`'s model whose cost is nearest to the reference's and at most 10 % above it.
 
     Raises ValueError if even the smallest width costs more.
@@ -53,7 +53,7 @@ def matched_width(spec: RunSpec, reference: RunSpec, by: Literal["params", "gmac
     if not legal:
         raise ValueError(f"no width of {spec.model.name} costs as little as the reference ({by}: {wanted:g})")
     units = min(legal, key=lambda units: abs(legal[units] - 1))
-    return Budgeted(units * unit, legal[units], by)
+    return MatchedWidth(units * unit, legal[units], by)
 
 
 @cache

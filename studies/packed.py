@@ -54,7 +54,7 @@ class Supply(Protocol):
         """The runs that are still to come, when the job is stopped."""
 
 
-class Listed:
+class FixedSupply:
     """A `Supply` of the runs that a job was given from the start."""
 
     def __init__(self, specs: Sequence[RunSpec]) -> None:

@@ -61,7 +61,7 @@ def plan(
     specs = {cell.spec.run_id: cell.spec for cell in cells if cell.spec.run_id in wanted - set(queued)}
     jobs = split(list(specs.values()), cluster.runs_per_job)
     settled = [records[c.spec.run_id] for c in cells if c.spec.run_id in records and c.spec.run_id not in wanted]
-    known, devices = measured(cells, records)
+    known, devices = seconds_by_arm(cells, records)
     unknown = [spec for run_id, spec in specs.items() if run_id not in known]
     return Plan(
         cells=len(cells),
@@ -87,7 +87,7 @@ def split(items: Sequence[T], size: int) -> list[list[T]]:
     return [list(items[low:high]) for low, high in pairwise(bounds)]
 
 
-def measured(cells: Sequence[Cell], records: dict[str, RunRecord]) -> tuple[dict[str, float], list[str]]:
+def seconds_by_arm(cells: Sequence[Cell], records: dict[str, RunRecord]) -> tuple[dict[str, float], list[str]]:
     """Seconds that each run may take: the mean of its arm's finished runs; and the devices those ran on."""
     taken: dict[str, list[float]] = {}
     devices: dict[str, None] = {}
@@ -126,7 +126,7 @@ def modelled(specs: Sequence[RunSpec], records: Sequence[RunRecord]) -> dict[str
     return seconds
 
 
-def described(asked: Plan, name: str) -> list[str]:
+def plan_lines(asked: Plan, name: str) -> list[str]:
     """The plan, a line each, for a person."""
     counts = [f"{asked.cells} runs: {asked.done} done", f"{asked.failed} failed", f"{asked.queued} queued or running"]
     counts += [f"{len(asked.runs)} to submit"]

@@ -47,7 +47,7 @@ class Queue:
                     # no parameters: an arm may be added later, and Optuna's categories cannot grow
                     self.study.enqueue_trial({}, user_attrs=_attributes(cell))
             elif record is not None:
-                state, value = self._outcome(record)
+                state, value = self._trial_end(record)
                 if not states & ({TrialState.FAIL} if state == TrialState.FAIL else FINISHED):
                     self.study.add_trial(create_trial(state=state, value=value, user_attrs=_attributes(cell)))
 
@@ -70,13 +70,13 @@ class Queue:
 
     def tell(self, number: int, cell: Cell, record: RunRecord | None) -> bool:
         """How a trial ended; None where its run left no record (stopped). Whether that is its end: it always is."""
-        state, value = self._outcome(record)
+        state, value = self._trial_end(record)
         self.study.tell(number, values=value, state=state)
         if record is not None:
             self.over[cell.spec.run_id] = record
         return True
 
-    def _outcome(self, record: RunRecord | None) -> tuple[TrialState, float | None]:
+    def _trial_end(self, record: RunRecord | None) -> tuple[TrialState, float | None]:
         if record is None or record.status != "done":
             return TrialState.FAIL, None
         value = record.metrics.get(self.split, {}).get(self.metric)

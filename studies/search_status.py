@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from rich.text import Text
 from results.files import is_held
 from results.record import read_record, read_tuning, study_folder, unfinished
 from studies.jobs import arrays, in_queue
-from studies.status import FRESH_SECONDS, described, progress_of
+from studies.progress import is_fresh, progress_of, progress_text
 
 COLUMNS = ("done", "pruned", "running", "to go", "failed")
 
@@ -50,9 +49,8 @@ def search_shown(runs: Path, name: str) -> tuple[Group | None, bool]:
 def _line(runs: Path, trial: dict[str, Any], run_id: str) -> Text:
     record, where = read_record(runs, run_id), progress_of(runs, run_id)
     state = "waiting for a free slot" if record is None else str(record.status)
-    fresh = time.time() - where.get("time", 0.0) < FRESH_SECONDS
-    if record is None and (fresh or unfinished(runs, run_id)[0] == "running"):
-        state = f"step {where['step']}, {described(where)}" if where else "starting"
+    if record is None and (is_fresh(where) or unfinished(runs, run_id)[0] == "running"):
+        state = f"step {where['step']}, {progress_text(where)}" if where else "starting"
     return Text(f"{trial['arm']}, trial {trial['trial']}: {state} ").append(run_id, "dim")
 
 

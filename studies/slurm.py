@@ -21,7 +21,7 @@ from studies.cluster import Cluster
 from studies.drive import declare, sole_driver
 from studies.executors import ASKING
 from studies.jobs import Array, max_array_size, queued_runs
-from studies.packed import LOSSES, Listed, Supply, pack, pool
+from studies.packed import LOSSES, FixedSupply, Supply, pack, pool
 from studies.plan import Plan, plan
 from studies.snapshot import snapshot
 from studies.spec import canonical, from_plain
@@ -90,7 +90,7 @@ class Batch(Job):
     specs: list[dict[str, Any]]
 
     def supply(self) -> Supply:
-        return Listed([from_plain(plain) for plain in self.specs])
+        return FixedSupply([from_plain(plain) for plain in self.specs])
 
 
 def say(line: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections import Counter
 from collections.abc import Iterable
@@ -17,13 +16,14 @@ from rich.table import Table
 from rich.text import Text
 
 from results.files import CorruptFile, read_json
-from results.record import manifest_of, read_manifest, read_record, run_folder, unfinished
+from results.record import manifest_of, read_manifest, read_record, unfinished
 from studies.jobs import Array, InQueue, all_arrays, arrays, ended_jobs, in_queue, log_of
+from studies.progress import is_fresh, progress_of, progress_text
+from studies.search_status import search_shown
 
 COLUMNS = ("done", "running", "pending", "stopped", "to go", "lost", "failed")
 NAMED = {"missing": "to go", "waiting": "pending", "cancelled": "stopped"}  # the column of a state, if not its name
 TOGETHER = ("pending", "waiting", "cancelled")  # of which only the number is told, by their reasons
-FRESH_SECONDS = 30.0  # a report so recent is of a run that goes on, though its lock is not seen from this machine
 LOG_LINES = 3
 
 
@@ -44,7 +44,7 @@ class State:
 
 
 @dataclass(frozen=True)
-class Given:
+class JobOfRun:
     """The job that a run was given to last."""
 
     array: Array
@@ -53,7 +53,7 @@ class Given:
 
     @property
     def job_id(self) -> str:
-        return self.array.job_id if len(self.array.jobs) == 1 else f"{self.array.job_id}_{self.index}"
+        return self.array.job(self.index)
 
 
 def look(runs: Path, name: str) -> tuple[list[State], str]:
@@ -69,7 +69,7 @@ def look(runs: Path, name: str) -> tuple[list[State], str]:
     except ValueError as error:
         note = f"the cluster could not be asked, so what is pending is not known: {error}"
     given = {
-        run_id: Given(array, index, queue.get((array.key, index)))
+        run_id: JobOfRun(array, index, queue.get((array.key, index)))
         for array in submitted
         for index, job in enumerate(array.jobs)
         for run_id in job
@@ -82,7 +82,7 @@ def look(runs: Path, name: str) -> tuple[list[State], str]:
     ], note
 
 
-def _state(runs: Path, cell: dict[str, Any], given: Given | None, asked: bool) -> State:
+def _state(runs: Path, cell: dict[str, Any], given: JobOfRun | None, asked: bool) -> State:
     run_id = cell["run_id"]
 
     def state(status: str, text: str = "") -> State:
@@ -99,11 +99,10 @@ def _state(runs: Path, cell: dict[str, Any], given: Given | None, asked: bool) -
     if queued is not None and queued.state == "PENDING":
         return state("pending", queued.reason)
     where = progress_of(runs, run_id) if status in ("running", "stopped") else {}
-    fresh = time.time() - where.get("time", 0.0) < FRESH_SECONDS
-    if status == "running" or (queued is not None and fresh):
+    if status == "running" or (queued is not None and is_fresh(where)):
         at = "" if queued is None else f", on {queued.node}, job {queued.job_id} ({queued.left} left of it)"
         step = f"step {where['step']}, " if where else ""
-        return state("running", f"running, {step}{described(where)}{at}")
+        return state("running", f"running, {step}{progress_text(where)}{at}")
     if queued is not None:
         return state("waiting", f"for a slot of job {queued.job_id} on {queued.node}")
     if given is not None and asked:
@@ -111,7 +110,7 @@ def _state(runs: Path, cell: dict[str, Any], given: Given | None, asked: bool) -
     return state(status, reason if status == "stopped" else "")
 
 
-def _lost(runs: Path, name: str, state: State, given: Given, ends: dict[str, str]) -> State:
+def _lost(runs: Path, name: str, state: State, given: JobOfRun, ends: dict[str, str]) -> State:
     """What became of a run whose job is no longer queued and that has no record."""
     end = ends.get(given.job_id) or ends.get(given.array.job_id) or "is no longer queued"
     if end == "CANCELLED":
@@ -119,26 +118,6 @@ def _lost(runs: Path, name: str, state: State, given: Given, ends: dict[str, str
     lines = tail(log_of(runs, name, given.array, given.index), LOG_LINES)
     last = "".join(f"\n    {line}" for line in lines) or "; it has said nothing"
     return State(state.arm, state.seed, state.run_id, "lost", f"lost: its job {given.job_id} {end}{last}")
-
-
-def progress_of(runs: Path, run_id: str) -> dict[str, float]:
-    """A running run's last report; empty before the first."""
-    try:
-        return read_json(run_folder(runs, run_id) / "progress.json", "") or {}
-    except ValueError:
-        return {}
-
-
-def described(where: dict[str, float]) -> str:
-    if not where:
-        return "starting"
-    parts = []
-    if math.isfinite(where["loss"]):
-        parts += [f"loss {where['loss']:.3f}", f"valid {where['accuracy']:.1%}"]
-    parts.append(f"{where['tokens_per_second']:,.0f} tokens/s")
-    if math.isfinite(where["seconds_left"]):
-        parts.append(f"{where['seconds_left']:.0f} s left")
-    return ", ".join(parts)
 
 
 def tail(path: Path, lines: int) -> list[str]:
@@ -190,8 +169,6 @@ def show_status(console: Console, runs: Path, name: str, every: float | None = N
 
 def _whole(runs: Path, name: str) -> tuple[Group, bool]:
     """All that `status` shows, and whether anything is still to come."""
-    from studies.search_status import search_shown
-
     search, going = search_shown(runs, name)
     if search is not None and read_manifest(runs, name) is None:
         return search, going
@@ -225,7 +202,7 @@ def logs(runs: Path, run: str, lines: int) -> tuple[list[Path], list[str]]:
 def _of_searches(runs: Path, run: str) -> dict[str, list[Path]]:
     """Where the jobs have written that took a run from a search's driver: its attempts name them."""
     homes = {
-        f"{array.job_id}_{index}" if len(array.jobs) > 1 else array.job_id: log_of(runs, name, array, index)
+        array.job(index): log_of(runs, name, array, index)
         for name, array in all_arrays(runs)
         for index in range(len(array.jobs))
     }

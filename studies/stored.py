@@ -16,7 +16,7 @@ from studies.spec import RunSpec
 
 
 @dataclass(frozen=True)
-class Found:
+class StoredRuns:
     """Finished runs; what each is called (its arm, or its model); how many others of the study are not done."""
 
     records: list[RunRecord]
@@ -25,7 +25,7 @@ class Found:
     study: str = ""
 
 
-def find_runs(runs: Path, name: str, arms: Sequence[str] = ()) -> Found:
+def find_runs(runs: Path, name: str, arms: Sequence[str] = ()) -> StoredRuns:
     """The finished runs of a study, given by its name or file, or the one whose id starts with `name`.
 
     Raises ValueError, in one sentence, for what is neither, for a prefix of several runs, for an unknown arm, and if
@@ -37,7 +37,7 @@ def find_runs(runs: Path, name: str, arms: Sequence[str] = ()) -> Found:
         if arms:
             raise ValueError(f"--arm chooses from a study, and {runs} has no study {study!r}")
         one = _finished(runs, _run_id(runs, name))
-        return Found([one], {one.run_id: one.spec["model"]["name"]})
+        return StoredRuns([one], {one.run_id: one.spec["model"]["name"]})
     labels = [arm["label"] for arm in manifest.arms]
     for arm in arms:
         if arm not in labels:
@@ -46,7 +46,7 @@ def find_runs(runs: Path, name: str, arms: Sequence[str] = ()) -> Found:
     records = [record for run_id in ids if (record := read_record(runs, run_id)) and record.status == "done"]
     if not records:
         raise ValueError(f"no run of study {study!r} is done yet; `python -m studies run {name}` runs them")
-    return Found(records, ids, len(ids) - len(records), study)
+    return StoredRuns(records, ids, len(ids) - len(records), study)
 
 
 def _run_id(runs: Path, prefix: str) -> str:

@@ -1,7 +1,7 @@
 """What is benched: the models of a preset table or the arms of a study, over inputs of many lengths.
 
-A subject is anything that can be built and timed: a model, here, or a kernel alone (`studies.kernels`). All models of
-the preset are equally wide and deep. What reads an image gets the same number of tokens, laid out as patches; the
+A subject is anything that can be built and timed: a model, here, or an operator alone (`studies.operators`). All models
+of the preset are equally wide and deep. What reads an image gets the same number of tokens, laid out as patches; the
 values of every input are random.
 """
 

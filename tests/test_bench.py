@@ -21,6 +21,7 @@ from baselines import LinearConfig, TransformerConfig, ViTConfig
 from ldn import LDNConfig
 from ldn.classifier import InputSpec, TargetSpec
 from results import costs
+from results.cost_frame import cost_frame, exponents, read_costs
 from results.figures.cost import length_scaling
 from results.files import CorruptFile
 from results.gather import gather
@@ -321,12 +322,12 @@ def made(label: str, tokens: int, seconds: float, **other: object) -> CostRecord
 def test_an_exponent_is_fitted_with_its_interval() -> None:
     random = np.random.default_rng(0)
     lengths = [2**i for i in range(10, 15)]
-    frame = costs.cost_frame(
+    frame = cost_frame(
         [made("square", n, 1e-8 * n**2 * math.exp(random.normal(0, 0.02))) for n in lengths]
         + [made("line", n, 1e-5 * n) for n in lengths[:2]]
         + [made("once", 1024, 1.0), made("never", 1024, math.nan, status="out of memory", reason="too large")]
     )
-    fits = costs.exponents(frame).set_index("label")
+    fits = exponents(frame).set_index("label")
     assert fits.loc["square", "low"] < 2 < fits.loc["square", "high"]
     assert fits.loc["square", "high"] - fits.loc["square", "low"] < 0.1
     assert fits.loc["line", "exponent"] == pytest.approx(1) and math.isnan(fits.loc["line", "low"])
@@ -336,14 +337,14 @@ def test_an_exponent_is_fitted_with_its_interval() -> None:
 def test_the_interval_covers_the_true_exponent_as_often_as_it_says() -> None:
     random, lengths, hits = np.random.default_rng(1), [2**i for i in range(10, 15)], 0
     for _ in range(60):
-        frame = costs.cost_frame([made("a", n, n**1.5 * math.exp(random.normal(0, 0.1))) for n in lengths])
-        fit = costs.exponents(frame).iloc[0]
+        frame = cost_frame([made("a", n, n**1.5 * math.exp(random.normal(0, 0.1))) for n in lengths])
+        fit = exponents(frame).iloc[0]
         hits += fit["low"] <= 1.5 <= fit["high"]
     assert 52 <= hits <= 60
 
 
 def test_tables_state_shares_and_what_has_no_number() -> None:
-    frame = costs.cost_frame(
+    frame = cost_frame(
         [made("a [b]", 1024, 1.0), made("a [b]", 2048, math.nan, status="out of memory", reason="8 GB is not enough")]
     )
     assert frame.loc[0, ["tokens_per_second", "gb_s", "gb_share"]].tolist() == [1024, 2, 0.2]
@@ -359,8 +360,8 @@ def test_tables_state_shares_and_what_has_no_number() -> None:
 def test_the_figure_marks_what_has_no_time_and_dashes_what_is_compiled() -> None:
     records = [made(m, n, n / 1e5, compiled=c) for m in "ab" for n in (1024, 2048, 4096) for c in (False, True)]
     records.append(made("a", 8192, math.nan, status="out of memory"))
-    frame = costs.cost_frame(records)
-    figure = length_scaling(frame, costs.exponents(frame))
+    frame = cost_frame(records)
+    figure = length_scaling(frame, exponents(frame))
     texts = [text.get_text() for text in figure.findobj(matplotlib.text.Text)]
     assert {"compiled", "out of memory", "8K"} <= set(texts)
     assert any(text.startswith("a: N^1.00") for text in texts)
@@ -370,7 +371,7 @@ def test_the_figure_marks_what_has_no_time_and_dashes_what_is_compiled() -> None
 def test_a_damaged_record_is_named_and_hides_no_other(tmp_path: Path) -> None:
     write_cost(tmp_path, made("a", 1024, 1.0))
     (tmp_path / "costs" / "torn.json").write_text('{"label": ')
-    frame, unreadable = costs.read_costs(tmp_path)
+    frame, unreadable = read_costs(tmp_path)
     assert len(frame) == 1 and "torn.json is not valid JSON" in unreadable[0]
     (tmp_path / "costs" / "torn.json").write_text('{"label": "a", "color": 1}')
     with pytest.raises(CorruptFile, match="unknown fields"):

@@ -13,8 +13,8 @@ from torch.nn.functional import dropout
 from baselines import RNNConfig, TransformerConfig
 from ldn import InputSpec, LDNConfig, PaperSequenceConfig, TargetSpec, diffuse
 from results.record import run_folder
-from studies import checkpoint, kernels
-from studies.kernels import KernelSubject
+from studies import checkpoint, operators
+from studies.operators import OperatorSubject
 from studies.spec import Budget, Optimiser, RunSpec, with_field
 from studies.step import WARM_UP, Replayed, SideStream
 from studies.tasks.digits import CuedDigits
@@ -201,9 +201,9 @@ def test_a_capture_that_fails_is_refused_in_one_sentence_and_the_process_goes_on
 
 
 def test_a_plain_kernel_that_passes_for_a_fused_one_is_found(monkeypatch):
-    call = kernels.Diffusion.call
-    monkeypatch.setattr(kernels.Diffusion, "call", lambda case, fused, *given: call(case, False, *given))
-    built = KernelSubject("diffusion S=2", 64, 2, 256, fused=True).build(DEVICE, "bfloat16", False)
-    assert kernels.launched(built.works["forward"])
+    call = operators.DiffusionCase.call
+    monkeypatch.setattr(operators.DiffusionCase, "call", lambda case, fused, *given: call(case, False, *given))
+    built = OperatorSubject("diffusion S=2", 64, 2, 256, fused=True).build(DEVICE, "bfloat16", False)
+    assert operators.launched(built.works["forward"])
     with pytest.raises(ValueError, match="this case is not fused"):
         built.verify("forward")

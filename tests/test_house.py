@@ -38,7 +38,10 @@ OWNERS = {
     "matplotlib": ("results/figures", "results/section.py", "results/page.py"),
 }
 # the command line hands over to what reads the files, and imports it only then
-LAZY = {("studies/__main__.py", f"results.{name}") for name in ("report", "costs", "evals", "kernels", "diffusion")}
+LAZY = {
+    ("studies/__main__.py", f"results.{name}")
+    for name in ("report", "cost_frame", "costs", "evals", "operators", "diffusion")
+}
 
 
 class Import(NamedTuple):

@@ -22,8 +22,8 @@ from studies.cluster import Cluster, read_cluster
 from studies.executors import Ended, Executor
 from studies.jobs import Array, arrays
 from studies.meter import measure
-from studies.packed import Listed, pack
-from studies.plan import described, modelled, plan, split
+from studies.packed import FixedSupply, pack
+from studies.plan import modelled, plan, plan_lines, split
 from studies.provenance import slurm_job
 from studies.slurm import launch
 from studies.spec import RunSpec, canonical, with_field
@@ -100,7 +100,7 @@ def test_a_plan_takes_what_is_neither_done_nor_queued(tmp_path: Path) -> None:
     assert (found.cells, found.done, found.failed, found.queued, found.slots) == (6, 2, 0, 1, 4)
     assert [spec.run_id for spec in found.runs] == [i for i in ids(STUDY) if i not in [*ran, queued]]
     assert [[len(job) for job in array] for array in found.arrays] == [[1], [2]]
-    lines = described(found, "s")
+    lines = plan_lines(found, "s")
     assert lines[0] == "6 runs: 2 done, 0 failed, 1 queued or running, 3 to submit"
     assert lines[1] == "2 jobs of 1 to 2 runs in 4 slots; 2 arrays (MaxArraySize 1)"
     assert "cpus_per_task=4" in lines[2] and "time=240" in lines[2]
@@ -123,8 +123,8 @@ def test_hours_are_modelled_whatever_the_batch(batch: int) -> None:
 
 def test_what_was_never_measured_has_unknown_hours(tmp_path: Path) -> None:
     found = plan(tmp_path / "runs", STUDY.cells(), Cluster(), 1)
-    assert described(found, "s")[-1] == "hours: unknown, no run of this study was measured yet"
-    assert "MaxArraySize unknown" in described(found, "s")[1] and len(found.arrays) == 1
+    assert plan_lines(found, "s")[-1] == "hours: unknown, no run of this study was measured yet"
+    assert "MaxArraySize unknown" in plan_lines(found, "s")[1] and len(found.arrays) == 1
 
 
 def test_failed_runs_are_planned_again_on_request_alone(tmp_path: Path) -> None:
@@ -216,7 +216,7 @@ IDS = [spec.run_id for spec in SPECS]
 def test_a_long_run_does_not_hold_the_others(tmp_path: Path) -> None:
     executor = Scripted(tmp_path, 2, {IDS[0]: 7})
     said: list[str] = []
-    assert pack(Listed(SPECS), executor, tmp_path, say=said.append) == []
+    assert pack(FixedSupply(SPECS), executor, tmp_path, say=said.append) == []
     assert executor.submitted == IDS
     assert [line.split()[1] for line in said if line.endswith("done")][:6] == IDS[1:7]
 
@@ -228,13 +228,13 @@ def test_what_has_a_record_is_not_run_in_a_job(tmp_path: Path) -> None:
     damaged.parent.mkdir()
     damaged.write_text("{")
     executor = Scripted(tmp_path, 2, {})
-    assert pack(Listed(SPECS), executor, tmp_path) == [] and executor.submitted == IDS[3:]
+    assert pack(FixedSupply(SPECS), executor, tmp_path) == [] and executor.submitted == IDS[3:]
     assert damaged.read_text() == "{"
 
 
 def test_a_run_whose_process_dies_is_tried_again_but_not_for_ever(tmp_path: Path) -> None:
     executor = Scripted(tmp_path, 2, {}, Counter({IDS[1]: 2, IDS[3]: 99}))
-    assert pack(Listed(SPECS), executor, tmp_path) == []
+    assert pack(FixedSupply(SPECS), executor, tmp_path) == []
     records = [read_record(tmp_path, run_id) for run_id in IDS]
     assert [record and record.status for record in records] == ["done"] * 3 + ["lost"] + ["done"] * 4
     assert records[3] is not None and records[3].reason == "its process died of SIGKILL, 4 times"
@@ -243,7 +243,7 @@ def test_a_run_whose_process_dies_is_tried_again_but_not_for_ever(tmp_path: Path
 
 def test_a_job_that_is_stopped_says_what_is_left(tmp_path: Path) -> None:
     executor = Scripted(tmp_path, 2, {IDS[2]: 9, IDS[3]: 9})
-    left = pack(Listed(SPECS), executor, tmp_path, lambda: len(executor.submitted) >= 4)
+    left = pack(FixedSupply(SPECS), executor, tmp_path, lambda: len(executor.submitted) >= 4)
     assert sorted(left) == sorted(IDS[2:]) and executor.submitted == IDS[:4]
 
 

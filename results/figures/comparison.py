@@ -5,16 +5,14 @@ A study with many arms is shown in more panels, or closer, never cut in silence.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Hashable
-from textwrap import fill
 from typing import Any
 
 import matplotlib
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from results.figures.style import (
     COLOURS,
@@ -28,10 +26,12 @@ from results.figures.style import (
     colours,
     labels,
     legend_below,
+    log_where_wide,
     nothing,
+    panel_an_arm,
     say_absent,
 )
-from results.summary import UNITS, cost_unit, measured, scale, title
+from results.summary import UNITS, cost_unit, metric_of, scale, title
 
 
 def arms(frame: pd.DataFrame, summary: pd.DataFrame, metric: str) -> Figure:
@@ -40,7 +40,7 @@ def arms(frame: pd.DataFrame, summary: pd.DataFrame, metric: str) -> Figure:
     Where a few arms lie so far off that the others cannot be told apart, a second panel looks closer at these.
     """
     names, means = labels(summary), summary["mean"] * scale(metric)
-    values = measured(frame, metric) * scale(metric)
+    values = metric_of(frame, metric) * scale(metric)
     near = _crowd(means)
     width = COLUMN if near.all() and max(map(len, names)) <= LONG else PAGE
     with matplotlib.rc_context(STYLE):
@@ -97,7 +97,7 @@ def accuracy_against_cost(summary: pd.DataFrame, metric: str) -> Figure:
         for axes, shown in zip(panels, (points, points[near]), strict=False):
             for index, point in zip(shown.index, shown.to_dict("records"), strict=True):
                 _draw_point(axes, point, MARKERS[index % len(MARKERS)])
-            _choose_cost_axis(axes, shown["x"])
+            log_where_wide(axes, shown["x"], 5, 30, (1, 2, 3, 5))
             axes.grid()
             axes.set(xlabel=f"{unit} per example", ylabel=title(metric))
         if not near.all():
@@ -150,15 +150,6 @@ def _draw_point(axes: Axes, point: dict[Hashable, Any], marker: str) -> None:
     axes.plot(x, y, marker, **style, label=point["label"], zorder=above)
 
 
-def _choose_cost_axis(axes: Axes, costs: pd.Series) -> None:
-    """A log axis where costs range widely, with plain numbers at it."""
-    if costs.max() > 5 * costs.min():
-        axes.set_xscale("log")
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5) if costs.max() < 30 * costs.min() else (1,)))
-        axes.xaxis.set_minor_formatter(NullFormatter())
-        axes.xaxis.set_major_formatter("{x:g}")
-
-
 def _curves_together(evaluations: pd.DataFrame, shown: pd.DataFrame, column: str) -> Figure:
     figure = Figure(figsize=(COLUMN, 2.3 + 0.07 * len(shown)), layout="constrained")
     axes = figure.subplots()
@@ -170,19 +161,12 @@ def _curves_together(evaluations: pd.DataFrame, shown: pd.DataFrame, column: str
 
 
 def _curves_apart(evaluations: pd.DataFrame, shown: pd.DataFrame, column: str) -> Figure:
+    def draw(axes: Axes, arm: str, colour: Any) -> None:
+        _draw_curve(axes, evaluations[evaluations["arm"] == arm], column, colour)
+
     wide = 4 if len(shown) <= 16 else 5
-    high = math.ceil(len(shown) / wide)
-    figure = Figure(figsize=(PAGE, 0.4 + 1.1 * high), layout="constrained")
-    panels = figure.subplots(high, wide, sharex=True, sharey=True, squeeze=False).flat
-    for name, reference, axes in zip(shown["arm"], shown["reference"], panels, strict=False):
-        _draw_curve(axes, evaluations[evaluations["arm"] == reference], column, GREY)
-        _draw_curve(axes, evaluations[evaluations["arm"] == name], column, COLOURS[0])
-        axes.set(title=fill(name, width=20), xlabel="", ylabel="")
-    for axes in panels[len(shown) :]:
-        axes.set_visible(False)
-    figure.supxlabel(f"Step (grey: {', '.join(shown['reference'].unique())})", fontsize=8)
-    figure.supylabel(title(column.replace("_", ".", 1)), fontsize=8)
-    return figure
+    y = title(column.replace("_", ".", 1))
+    return panel_an_arm(shown, draw, "Step", y, titles=shown["arm"], wide=wide, size=(0.4, 1.1))
 
 
 def _draw_curve(axes: Axes, evaluations: pd.DataFrame, column: str, colour: Any, label: str | None = None) -> None:

@@ -20,7 +20,7 @@ UNKNOWN = {"out of memory": ("x", "out of memory"), "skipped": ("+", "not run: t
 def length_scaling(frame: pd.DataFrame, exponents: pd.DataFrame) -> Figure:
     """Median time of a pass over N with its quartiles; compiled dashed; what has no time is marked on the top edge.
 
-    `frame` and `exponents` are those of `results.costs`. The legend gives each model's exponent in N, of the
+    `frame` and `exponents` are those of `results.cost_frame`. The legend gives each model's exponent in N, of the
     last panel's pass, eager where it was measured so.
     """
     works = [work for work in ("forward", "forward+backward") if (frame["work"] == work).any()]

@@ -5,9 +5,7 @@ A few arms share a panel as lines; more get a panel each, over their reference i
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from textwrap import fill
 from typing import Any
 
 import matplotlib
@@ -19,7 +17,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from results.figures.style import (
-    COLOURS,
     COLUMN,
     FEW,
     GREY,
@@ -29,6 +26,7 @@ from results.figures.style import (
     labels,
     legend_below,
     nothing,
+    panel_an_arm,
     say_absent,
 )
 
@@ -127,24 +125,13 @@ def _say_both(figure: Figure, without: list[str], why: str, left: pd.Series) -> 
 def _apart(
     rows: pd.DataFrame, shown: pd.DataFrame, draw: Draw, x: str, y: str, over: bool = True, shared: bool = True
 ) -> Figure:
-    """A panel an arm. With `over`, each is drawn over its reference in grey."""
+    def of_arm(axes: Axes, arm: str, colour: Any) -> None:
+        draw(axes, rows[rows["arm"] == arm], colour, None)
+
     wide = min(4, len(shown))
-    high = math.ceil(len(shown) / wide)
-    width = PAGE if wide > 2 else COLUMN
-    figure = Figure(figsize=(width, 0.5 + 1.3 * high), layout="constrained")
-    panels = list(figure.subplots(high, wide, sharex=shared, sharey=shared, squeeze=False).flat)
-    for arm, label, axes in zip(shown.to_dict("records"), labels(shown), panels, strict=False):
-        if over and not arm["is_reference"]:
-            draw(axes, rows[rows["arm"] == arm["reference"]], GREY, None)
-        draw(axes, rows[rows["arm"] == arm["arm"]], "black" if arm["is_reference"] else COLOURS[0], None)
-        axes.set(title=fill(label, width=22), xlabel="", ylabel="")
-        axes.grid(True)
-    for axes in panels[len(shown) :]:
-        axes.remove()
-    reference = f" (grey: {', '.join(shown['reference'].unique())})" if over and not shown["is_reference"].all() else ""
-    figure.supxlabel(x + reference, fontsize=8)
-    figure.supylabel(y, fontsize=8)
-    return figure
+    return panel_an_arm(
+        shown, of_arm, x, y, titles=labels(shown), letters=22, wide=wide, size=(0.5, 1.3), over=over, shared=shared
+    )
 
 
 def _line(name: str) -> Draw:

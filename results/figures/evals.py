@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from textwrap import fill
 from typing import Any
 
 import matplotlib
@@ -13,17 +11,16 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from results.figures.style import (
-    COLOURS,
     COLUMN,
     FEW,
     GREY,
     MARKERS,
-    PAGE,
     STYLE,
     colours,
     labels,
     legend_below,
     nothing,
+    panel_an_arm,
     say_absent,
 )
 from results.summary import scale, title
@@ -60,20 +57,12 @@ def _together(rows: pd.DataFrame, shown: pd.DataFrame, metric: str) -> Figure:
 
 
 def _apart(rows: pd.DataFrame, shown: pd.DataFrame, metric: str) -> Figure:
+    def draw(axes: Axes, arm: str, colour: Any) -> None:
+        _draw(axes, rows[rows["arm"] == arm], colour, ".")
+
     others = shown[~shown["is_reference"]]
-    wide = 4
-    high = math.ceil(len(others) / wide)
-    figure = Figure(figsize=(PAGE, 0.5 + 1.2 * high), layout="constrained")
-    panels = figure.subplots(high, wide, sharex=True, sharey=True, squeeze=False).flat
-    for arm, axes in zip(others.to_dict("records"), panels, strict=False):
-        _draw(axes, rows[rows["arm"] == arm["reference"]], GREY, ".")
-        _draw(axes, rows[rows["arm"] == arm["arm"]], COLOURS[0], ".")
-        axes.set_title(fill(str(arm["arm"]), width=20))
-    for axes in panels[len(others) :]:
-        axes.set_visible(False)
-    figure.supxlabel(f"Length over the length trained on (grey: {', '.join(others['reference'].unique())})", fontsize=8)
-    figure.supylabel(title(f"test.{metric}"), fontsize=8)
-    return figure
+    y = title(f"test.{metric}")
+    return panel_an_arm(others, draw, "Length over the length trained on", y, titles=others["arm"])
 
 
 def _draw(axes: Axes, rows: pd.DataFrame, colour: Any, marker: str, label: str | None = None) -> None:

@@ -7,14 +7,17 @@ black everywhere; the other arms have colours that colour-blind readers can tell
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable
+import math
+from collections.abc import Callable, Iterable
 from textwrap import fill
 from typing import Any
 
 import matplotlib
 import pandas as pd
 import seaborn as sns
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 COLUMN, PAGE = 3.35, 6.9  # inches
 GREY = "0.55"
@@ -63,6 +66,55 @@ def legend_below(figure: Figure) -> None:
     handles, labels = figure.axes[0].get_legend_handles_labels()
     columns = 2 if max(map(len, labels)) <= LONG * 2 / 3 else 1
     figure.legend(handles, labels, loc="outside lower center", ncols=columns)
+
+
+def panel_an_arm(
+    shown: pd.DataFrame,
+    draw: Callable[[Axes, str, Any], None],
+    x: str,
+    y: str,
+    *,
+    titles: Iterable[str],
+    letters: int = 20,
+    wide: int = 4,
+    size: tuple[float, float] = (0.5, 1.2),
+    over: bool = True,
+    shared: bool = True,
+) -> Figure:
+    """A panel for each arm of a summary's rows, by `draw(axes, arm, colour)`; with `over`, over its reference in grey.
+
+    `wide` of them are side by side; `size` is the height of what is around the panels and of a row of them, in inches;
+    `titles` are cut into lines of so many `letters`. With `shared`, all have the same axes.
+    """
+    high = math.ceil(len(shown) / wide)
+    figure = Figure(figsize=(PAGE if wide > 2 else COLUMN, size[0] + size[1] * high), layout="constrained")
+    panels = list(figure.subplots(high, wide, sharex=shared, sharey=shared, squeeze=False).flat)
+    for arm, label, axes in zip(shown.to_dict("records"), titles, panels, strict=False):
+        if over and not arm["is_reference"]:
+            draw(axes, arm["reference"], GREY)
+        draw(axes, arm["arm"], "black" if arm["is_reference"] else COLOURS[0])
+        axes.set(title=fill(label, width=letters), xlabel="", ylabel="")
+        axes.grid(True)
+    for axes in panels[len(shown) :]:
+        axes.remove()
+    grey = f" (grey: {', '.join(shown['reference'].unique())})" if over and not shown["is_reference"].all() else ""
+    figure.supxlabel(x + grey, fontsize=8)
+    figure.supylabel(y, fontsize=8)
+    return figure
+
+
+def log_where_wide(axes: Axes, values: pd.Series, wide: float, near: float, ticks: tuple[int, ...]) -> bool:
+    """A log x axis with plain numbers at it, where values range over more than `wide` times; whether it is one.
+
+    Below a range of `near` times there are ticks at these multiples of each power of ten, else at the powers alone.
+    """
+    if not ((values > 0).all() and values.max() > wide * values.min()):
+        return False
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1,) if values.max() > near * values.min() else ticks))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.xaxis.set_major_formatter("{x:g}")
+    return True
 
 
 def nothing() -> Figure:

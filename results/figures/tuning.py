@@ -9,7 +9,7 @@ import matplotlib
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import MaxNLocator
 
 from results.figures.style import (
     COLOURS,
@@ -20,6 +20,7 @@ from results.figures.style import (
     PAGE,
     STYLE,
     legend_below,
+    log_where_wide,
     nothing,
     say_absent,
 )
@@ -110,10 +111,5 @@ def _cost_axis(cost: str, values: pd.Series) -> tuple[str, float]:
 
 
 def _choose_axis(axes: Axes, values: pd.Series, near: float = 30) -> None:
-    if (values > 0).all() and values.max() > WIDE * values.min():
-        axes.set_xscale("log")
-        axes.xaxis.set_major_locator(LogLocator(subs=(1,) if values.max() > near * values.min() else (1, 3)))
-        axes.xaxis.set_minor_formatter(NullFormatter())
-        axes.xaxis.set_major_formatter("{x:g}")
-    else:
+    if not log_where_wide(axes, values, WIDE, near, (1, 3)):
         axes.xaxis.set_major_locator(MaxNLocator(4, steps=(1, 2, 5, 10)))

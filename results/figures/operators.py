@@ -1,4 +1,4 @@
-"""How near is each kernel to a copy of its input, over lengths? Log-log, a line a case, a column a variant."""
+"""How near is each operator to a copy of its input, over lengths? Log-log, a line a case, a column a variant."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from results.figures.style import COLOURS, COLUMN, GREY, MARKERS, PAGE, STYLE
 
 
 def copy_share(frame: pd.DataFrame) -> Figure:
-    """Share of the copy's measured bandwidth over N with its quartiles; a row a pass. `frame`: `results.kernels`."""
+    """Share of the copy's measured bandwidth over N with its quartiles; a row a pass. `frame`: `results.operators`."""
     works = [work for work in ("forward", "forward+backward") if (frame["work"] == work).any()]
     variants = [variant for variant in ("plain", "compiled", "fused") if (frame["variant"] == variant).any()]
     cases = list(dict.fromkeys(frame["case"]))

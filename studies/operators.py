@@ -1,4 +1,4 @@
-"""LDN's kernels alone, as subjects of the bench: diffusion and linear attention, in plain operations and fused.
+"""LDN's operators alone, as subjects of the bench: diffusion and linear attention, in plain operations and fused.
 
 Both variants are called as a model calls them (`ldn.ops`), with and without `fused`; plain ones are compiled as well.
 Achieved bytes a second count the traffic that no implementation can do without, in tensors of x's size (B N D):
@@ -37,7 +37,7 @@ OFFSETS = [(1,), (-1,)]
 
 
 @dataclass(frozen=True)
-class Diffusion:
+class DiffusionCase:
     """A symmetric stencil of radius 1 with weights (2, D) and a rate (D,).
 
     Adaptive: with a rate (B, N, 1) and conductances (B, N, 2).
@@ -63,7 +63,7 @@ class Diffusion:
 
 
 @dataclass(frozen=True)
-class Attention:
+class AttentionCase:
     """(A - I) v over heads."""
 
     operator: ClassVar[str] = "linear_attention"
@@ -77,11 +77,11 @@ class Attention:
         return linear_attention(qkv, self.heads, less_v=True, fused=fused)
 
 
-CASES: dict[str, Diffusion | Attention] = {
-    **{f"diffusion S={steps}": Diffusion(steps) for steps in (1, 2, 4, 8)},
-    "multiscale S=4": Diffusion(4, dilations=(1, 2, 4, 8)),
-    "adaptive S=2": Diffusion(2, adaptive=True),
-    "attention": Attention(heads=4),
+CASES: dict[str, DiffusionCase | AttentionCase] = {
+    **{f"diffusion S={steps}": DiffusionCase(steps) for steps in (1, 2, 4, 8)},
+    "multiscale S=4": DiffusionCase(4, dilations=(1, 2, 4, 8)),
+    "adaptive S=2": DiffusionCase(2, adaptive=True),
+    "attention": AttentionCase(heads=4),
 }
 
 
@@ -100,7 +100,7 @@ def size(device: str) -> Size:
 
 
 @dataclass(frozen=True)
-class KernelSubject:
+class OperatorSubject:
     """One case over x (B, N, D), or q, k, v of that size, of random values: plain, or fused where a GPU is at hand."""
 
     case: str
@@ -185,11 +185,11 @@ def launched(work: Work) -> set[str]:
     return {event.name for event in recorded.events() or () if event.device_type == DeviceType.CUDA}
 
 
-def kernels(lengths: Iterable[int], batch: int | None, device: str) -> list[KernelSubject]:
+def operators(lengths: Iterable[int], batch: int | None, device: str) -> list[OperatorSubject]:
     """Every case at every length, fused ones on a GPU only; by default as many tokens in all at every length."""
     shape = size(device)
     return [
-        KernelSubject(case, shape.width, batch or max(1, shape.tokens // n), n, fused)
+        OperatorSubject(case, shape.width, batch or max(1, shape.tokens // n), n, fused)
         for n in lengths
         for case in CASES
         for fused in ((False,) if device == "cpu" else (False, True))

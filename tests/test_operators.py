@@ -15,15 +15,15 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from results.figures.kernels import copy_share
-from results.kernels import detail_table, kernel_frame, notes, share_table
+from results.figures.operators import copy_share
+from results.operators import detail_table, notes, operator_frame, share_table
 from results.record import CostRecord, read_cost
 from studies import bench as benching
-from studies import kernels as declared
+from studies import operators as declared
 from studies.__main__ import app
 from studies.bench import Settings, bench, exclusive
 from studies.isolated import Workload
-from studies.kernels import CASES, SETS, KernelSubject, kernels, size
+from studies.operators import CASES, SETS, OperatorSubject, operators, size
 from studies.roofline import Ceilings
 from studies.timing import peak_memory
 
@@ -41,7 +41,7 @@ def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 def record(variant: str, work: str, n: int = 4096, case: str = "diffusion S=4", **other: Any) -> CostRecord:
     """As measured on an imaginary GPU, of the headline's size."""
-    one = KernelSubject(case, 512, 2**16 // n, n, variant == "fused")
+    one = OperatorSubject(case, 512, 2**16 // n, n, variant == "fused")
     seconds = MEDIANS[variant] * (1 if work == "forward" else 1 + BACKWARD)
     known: dict[str, Any] = {
         "label": one.label, "model": one.plain_model, "task": {}, "input": one.plain_input, "tokens": n,
@@ -55,7 +55,7 @@ def record(variant: str, work: str, n: int = 4096, case: str = "diffusion S=4", 
 
 def measured(lengths: tuple[int, ...] = (4096,), **other: Any) -> pd.DataFrame:
     works = ("forward", "forward+backward")
-    return kernel_frame([record(v, work, n, **other) for n in lengths for v in MEDIANS for work in works])
+    return operator_frame([record(v, work, n, **other) for n in lengths for v in MEDIANS for work in works])
 
 
 # --- what is run, and what is counted -----------------------------------------------------------
@@ -66,7 +66,7 @@ def test_the_least_traffic_is_that_of_a_count_by_hand() -> None:
     assert tensor == 67_108_864
     counts = {"diffusion S=1": (2, 5), "diffusion S=8": (2, 5), "adaptive S=2": (2, 5)}
     for case, (forward, both) in {**counts, "attention": (4, 11)}.items():
-        one = KernelSubject(case, 512, 16, 4096, fused=True)
+        one = OperatorSubject(case, 512, 16, 4096, fused=True)
         assert one.least_bytes("forward", "bfloat16") == forward * tensor
         assert one.least_bytes("forward+backward", "bfloat16") == both * tensor
         assert one.least_bytes("forward", "float32") == 2 * forward * tensor
@@ -74,13 +74,13 @@ def test_the_least_traffic_is_that_of_a_count_by_hand() -> None:
 
 def test_the_cases_are_those_named_and_tokens_are_shared_out() -> None:
     assert [case.steps for case in CASES.values() if hasattr(case, "steps")] == [1, 2, 4, 8, 4, 2]
-    on_gpu = kernels(size("cuda").lengths, None, "cuda")
+    on_gpu = operators(size("cuda").lengths, None, "cuda")
     assert {one.batch * one.tokens for one in on_gpu} == {65536} and max(one.tokens for one in on_gpu) == 65536
     assert any((one.width, one.batch, one.tokens, one.fused) == (512, 16, 4096, True) for one in on_gpu)
-    assert not any(one.fused for one in kernels((64,), None, "cpu"))
-    assert {one.batch for one in kernels((64, 8192), 3, "cpu")} == {3}
-    assert [one.batch for one in kernels((8192,), None, "cpu")] == [1] * len(CASES)
-    identities = {json.dumps(one.plain_model) for one in kernels((64,), None, "cuda")}
+    assert not any(one.fused for one in operators((64,), None, "cpu"))
+    assert {one.batch for one in operators((64, 8192), 3, "cpu")} == {3}
+    assert [one.batch for one in operators((8192,), None, "cpu")] == [1] * len(CASES)
+    identities = {json.dumps(one.plain_model) for one in operators((64,), None, "cuda")}
     assert len(identities) == 2 * len(CASES)
 
 
@@ -90,7 +90,7 @@ def test_a_case_runs_on_inputs_in_turn_and_yields_the_gradients_asked_for(case: 
     given = []
     grad = torch.autograd.grad
     monkeypatch.setattr(torch.autograd, "grad", lambda y, to, g: (asked.append(to), given.append(g), grad(y, to, g)))
-    built = KernelSubject(case, 8, 2, 32, fused=False).build("cpu", "bfloat16", False)
+    built = OperatorSubject(case, 8, 2, 32, fused=False).build("cpu", "bfloat16", False)
     for _ in range(SETS + 1):
         built.works["forward"]()
         built.works["forward+backward"]()
@@ -101,7 +101,7 @@ def test_a_case_runs_on_inputs_in_turn_and_yields_the_gradients_asked_for(case: 
 
 
 def test_sets_that_wait_are_no_part_of_the_peak() -> None:
-    built = KernelSubject("diffusion S=1", 8, 2, 32, fused=False).build("cpu", "float32", False)
+    built = OperatorSubject("diffusion S=1", 8, 2, 32, fused=False).build("cpu", "float32", False)
     with peak_memory(CPU, built.held) as held:
         built.works["forward"]()
     x = 4 * 2 * 32 * 8
@@ -111,11 +111,11 @@ def test_sets_that_wait_are_no_part_of_the_peak() -> None:
 
 def test_a_fused_kernel_is_refused_where_none_can_run() -> None:
     with pytest.raises(ValueError, match="run on a GPU only"):
-        KernelSubject("diffusion S=1", 8, 2, 32, fused=True).build("cpu", "float32", False)
+        OperatorSubject("diffusion S=1", 8, 2, 32, fused=True).build("cpu", "float32", False)
 
 
 @dataclass(frozen=True)
-class Mislabelled(KernelSubject):
+class Mislabelled(OperatorSubject):
     """Says after the timing that its forward pass was something else."""
 
     def build(self, device: str, dtype: str, compiled: bool) -> Workload:
@@ -160,16 +160,16 @@ def test_the_exponent_is_of_one_sequence_whatever_the_batch() -> None:
 
 def test_what_is_missing_says_why() -> None:
     lost = record("fused", "forward", status="refused", reason="this case is not fused", median=math.nan)
-    frame = kernel_frame([record("plain", "forward"), lost])
+    frame = operator_frame([record("plain", "forward"), lost])
     assert share_table(frame)["4,096"].tolist() == ["6%", "refused"]
     assert "diffusion S=4, fused at 4,096 tokens, forward, refused: this case is not fused." in " ".join(notes(frame))
-    without = kernel_frame([record("plain", "forward", least_bytes=10**6)])
+    without = operator_frame([record("plain", "forward", least_bytes=10**6)])
     said = " ".join(notes(without))
     assert "not measured on a GPU" in said and "Not so at N x batch 4,096 x 16" in said
 
 
 def test_times_of_a_gpu_are_without_launching_where_they_could_be_captured() -> None:
-    said = " ".join(notes(kernel_frame([record("fused", "forward"), record("plain", "forward", reason="it waits")])))
+    said = " ".join(notes(operator_frame([record("fused", "forward"), record("plain", "forward", reason="it waits")])))
     assert "captured as one CUDA graph" in said and "Not so diffusion S=4, launched call by call: it waits." in said
 
 
@@ -201,7 +201,7 @@ def test_operators_are_benched_by_their_name(quick: None, tmp_path: Path, monkey
     records = [read_cost(path) for path in Path("runs/costs").glob("*.json")]
     assert len(records) == 2 * 2 * len(few) and {one.status for one in records} == {"done"}
     assert {one.moved_bytes for one in records} == {0} and all(one.peak_bytes > one.least_bytes / 3 for one in records)
-    again = kernel_frame(records)
+    again = operator_frame(records)
     assert again["gb_share"].gt(0).all() and again["backward_ratio"].notna().sum() == 2 * len(few)
 
 

@@ -1,9 +1,9 @@
-"""What do LDN's kernels cost alone, and how near is each to a copy? Cost records of kernels to tables and a figure.
+"""What do LDN's operators cost alone, and how near is each to a copy? Cost records of operators to tables and a figure.
 
-A frame of kernels is one of costs (`results.costs`) with, for each record, its `case` and `variant` (plain, compiled,
-fused); `gb_s` and `gb_share` count the traffic that no implementation can do without (`least_bytes`); `over_plain` and
-`over_compiled` are how many times faster it is than those variants, NaN beside itself; `backward_ratio` is what
-forward+backward takes longer than forward, over forward.
+A frame of operators is one of costs (`results.cost_frame`) with, for each record, its `case` and `variant` (plain,
+compiled, fused); `gb_s` and `gb_share` count the traffic that no implementation can do without (`least_bytes`);
+`over_plain` and `over_compiled` are how many times faster it is than those variants, NaN beside itself;
+`backward_ratio` is what forward+backward takes longer than forward, over forward.
 """
 
 from __future__ import annotations
@@ -17,29 +17,21 @@ from typing import Any
 import pandas as pd
 from rich.console import Console
 
-from results.costs import (
-    DASH,
-    SHORT,
-    cost_frame,
-    exponents,
-    print_exponent,
-    print_notes,
-    print_table,
-    unmeasured,
-    where,
-    write_page,
-)
-from results.figures.kernels import copy_share
+from results.cost_frame import cost_frame, exponents
+from results.costs import SHORT, print_exponent, unmeasured, where
+from results.figures.operators import copy_share
+from results.printing import print_notes, print_table, write_page
 from results.record import CostRecord
 from results.section import Section
 from results.summary import rounded
+from results.tables import DASH
 
 TITLE = "What LDN's kernels cost alone"
 POINT = ["case", "tokens", "batch", "dtype", "device", "work"]  # where variants are compared
 EXPENDABLE = ("Batch", "Peak MB", "vs compiled", "vs plain")  # of the table's columns in a narrow terminal, in order
 
 
-def kernel_frame(records: Iterable[CostRecord]) -> pd.DataFrame:
+def operator_frame(records: Iterable[CostRecord]) -> pd.DataFrame:
     """One row a record, in their order."""
     frame = cost_frame(records)
     models = frame["model"].map(json.loads)
@@ -129,13 +121,13 @@ def notes(frame: pd.DataFrame) -> list[str]:
     return said + _of_caches(frame) + unmeasured(frame)
 
 
-def write_kernels(frame: pd.DataFrame, folder: Path) -> list[Path]:
+def write_operators(frame: pd.DataFrame, folder: Path) -> list[Path]:
     """table.md, kernels.csv and, over several lengths, the figure."""
     page = Section(TITLE, notes(frame), {"share": share_table(frame), "detail": detail_table(frame)}, _figures(frame))
     return write_page(folder, frame, "kernels.csv", page)
 
 
-def print_kernels(console: Console, frame: pd.DataFrame, files: list[Path]) -> None:
+def print_operators(console: Console, frame: pd.DataFrame, files: list[Path]) -> None:
     alone = ["Variant"] if (frame["variant"] == "plain").all() else []
     for work, rows in frame.groupby("work", sort=False):
         printed = share_table(rows).drop(columns=["Pass", *alone])

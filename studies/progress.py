@@ -1,0 +1,38 @@
+"""How far is one run? Its last report, as `train` writes it beside the checkpoints, in words."""
+
+from __future__ import annotations
+
+import math
+import time
+from pathlib import Path
+
+from results.files import read_json
+from results.record import run_folder
+
+FRESH_SECONDS = 30.0  # a report so recent is of a run that goes on, though its lock is not seen from this machine
+
+
+def progress_of(runs: Path, run_id: str) -> dict[str, float]:
+    """A running run's last report; empty before the first."""
+    try:
+        return read_json(run_folder(runs, run_id) / "progress.json", "") or {}
+    except ValueError:
+        return {}
+
+
+def is_fresh(where: dict[str, float]) -> bool:
+    """Whether a report is so recent that its run goes on."""
+    return time.time() - where.get("time", 0.0) < FRESH_SECONDS
+
+
+def progress_text(where: dict[str, float]) -> str:
+    """As in "loss 0.693, valid 51.2%, 12,345 tokens/s, 60 s left"."""
+    if not where:
+        return "starting"
+    parts = []
+    if math.isfinite(where["loss"]):
+        parts += [f"loss {where['loss']:.3f}", f"valid {where['accuracy']:.1%}"]
+    parts.append(f"{where['tokens_per_second']:,.0f} tokens/s")
+    if math.isfinite(where["seconds_left"]):
+        parts.append(f"{where['seconds_left']:.0f} s left")
+    return ", ".join(parts)
