@@ -2,7 +2,8 @@
 
     runs/<run_id>/record.json       RunRecord, written once, when the run has ended
                  /curve.csv         one row an evaluation
-                 /predictions.npz   `predicted` and `label` of every test example, in the task's order
+                 /predictions.npz   `predicted` and `label` of every test example, in the task's order; if several
+                                    are made of the same, `source` says which
                  /weights.pt        best-on-validation weights
                  /evals/<eval_id>.json   EvalRecord, the weights evaluated elsewhere
                  /probe.json        ProbeRecord, what happens inside the network

@@ -31,7 +31,8 @@ def over_examples(runs: Path, frame: pd.DataFrame, metric: str) -> pd.DataFrame:
 
     Over the seeds that are done of both the arm and its reference, where each of these runs has stored predictions of
     the same examples; NaN elsewhere, and for all if the metric is not test accuracy, which alone predictions tell, or
-    the frame has more than MOST_RUNS runs. `mcnemar_p` is two-sided, of all seeds together.
+    the frame has more than MOST_RUNS runs. `mcnemar_p` is two-sided, of all seeds together; NaN where examples share
+    their sources, for the test takes each for independent.
     """
     arms = frame["arm"].cat.categories
     table = pd.DataFrame(math.nan, pd.CategoricalIndex(arms, arms, ordered=True, name="arm"), list(COLUMNS))
@@ -47,8 +48,10 @@ def over_examples(runs: Path, frame: pd.DataFrame, metric: str) -> pd.DataFrame:
         if not pairs or len(known) < len(pairs):
             continue
         ours, theirs = np.stack([a.right for a, _ in known]), np.stack([b.right for _, b in known])
-        boot = statistics.bootstrap(ours, theirs, CONFIDENCE)
-        table.loc[arm] = [boot.low, boot.high, boot.p, statistics.mcnemar_over_seeds(ours, theirs)]
+        source = known[0][0].source
+        boot = statistics.bootstrap(ours, theirs, CONFIDENCE, source=source)
+        of_all = math.nan if source is not None else statistics.mcnemar_over_seeds(ours, theirs)
+        table.loc[arm] = [boot.low, boot.high, boot.p, of_all]
     return table
 
 
@@ -88,15 +91,22 @@ def section(gathered: Gathered) -> Section | None:
             f"{CONFIDENCE:.0%} over examples": intervals(compared["example_low"], compared["example_high"], metric),
             "bootstrap": _ps(tested),
             "bootstrap, Holm": _ps(holm_within(compared["reference"], tested)),
-            "McNemar": _ps(compared["mcnemar_p"]),
-            "McNemar, Holm": _ps(holm_within(compared["reference"], compared["mcnemar_p"].to_numpy())),
         }
         text.append(
-            "Over test examples: what would change if others had been tested, these trained weights given; it knows "
-            "nothing of other seeds. Percentile interval and two-sided p of a paired bootstrap (10,000 draws of "
-            "examples, the same for both arms and all seeds), and McNemar's mid-p (of several seeds twice the median, "
-            "taken in each direction, so that seeds which contradict each other are no difference)."
+            "Over test examples: what would change if others had been tested, these trained weights given. It knows "
+            "nothing of other seeds: arms that are alike but for their seeds differ by it, so it is no evidence about "
+            "arms. Percentile interval and two-sided p of a paired bootstrap (10,000 draws of examples, the same for "
+            "both arms and all seeds; examples that are made of the same source are drawn together)."
         )
+        if compared["mcnemar_p"].notna().any():
+            printed |= {
+                "McNemar": _ps(compared["mcnemar_p"]),
+                "McNemar, Holm": _ps(holm_within(compared["reference"], compared["mcnemar_p"].to_numpy())),
+            }
+            text.append(
+                "McNemar: its mid-p, of several seeds the largest in the direction in which all of them agree; one "
+                "seed that contradicts the others is enough for no difference."
+            )
     elif metric == "test.accuracy" and len(gathered.frame) > MOST_RUNS:
         text.append(f"Stored predictions are not compared in a study of more than {MOST_RUNS:,} runs.")
     return Section("Significance of the differences", text, {"significance": pd.DataFrame(printed)})
@@ -104,17 +114,18 @@ def section(gathered: Gathered) -> Section | None:
 
 @dataclass(frozen=True)
 class Answers:
-    """The true class of each test example (n,), and whether a run named it."""
+    """The true class of each test example (n,), whether a run named it, and what it was made of, if that is known."""
 
     label: np.ndarray
     right: np.ndarray
+    source: np.ndarray | None
 
 
 def _answers(runs: Path, run_id: str) -> Answers | None:
     """What a run answered; None where it stored nothing that can be read."""
     try:
         with np.load(run_folder(runs, run_id) / "predictions.npz", allow_pickle=False) as stored:
-            return Answers(stored["label"], stored["predicted"] == stored["label"])
+            return Answers(stored["label"], stored["predicted"] == stored["label"], stored.get("source"))
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
 

@@ -208,10 +208,10 @@ def _run(
     network.load_state_dict(state.best)
     metrics, predicted = evaluate(network, data.test, spec, autocast)  # the only time that test is touched
     record.metrics["test"] = metrics
-    label = data.test.y.cpu().numpy()
-    write_atomically(
-        folder / "predictions.npz", lambda file: np.savez_compressed(file, predicted=predicted, label=label)
-    )
+    answers: dict[str, Any] = {"predicted": predicted, "label": data.test.y.cpu().numpy()}
+    if data.test.source is not None:
+        answers["source"] = data.test.source.numpy()
+    write_atomically(folder / "predictions.npz", lambda file: np.savez_compressed(file, **answers))
 
 
 def _note_validation(record: RunRecord, state: checkpoint.State) -> None:

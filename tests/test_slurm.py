@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -37,7 +38,7 @@ def test_the_example_is_valid_and_names_every_key() -> None:
     example = ROOT / "slurm.example.toml"
     assert read_cluster(example).time == "4:00:00"
     text = example.read_text()
-    for name in Cluster.__dataclass_fields__:
+    for name in (field.name for field in dataclasses.fields(Cluster)):
         assert re.search(rf"^(# )?(\[{name}\]|{name} = )", text, re.MULTILINE), name
     everything = re.sub(r"^# (?=\[?\w+\]?( = |$|   ))", "", text, flags=re.MULTILINE)
     assert everything != text

@@ -49,7 +49,7 @@ class Digits(Task):
     def load(self, folder: Path) -> Data:
         images, labels = digits()
         parts = split_digits(len(labels), np.random.default_rng(self.seed))
-        return _data([(images[part], labels[part]) for part in parts], self.view)
+        return _data([(images[part], labels[part], None) for part in parts], self.view)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,8 +94,9 @@ class CuedDigits(Task):
             first, second = rng.choice(part, (2, count))
             cue = rng.integers(0, 2, count)  # 0 asks for the first digit, 1 for the second
             x = self.arrange(cue, images[first], images[second])
-            y = np.where(cue == 0, labels[first], labels[second])
-            splits.append((x, y))
+            asked_for = np.where(cue == 0, first, second)
+            y = labels[asked_for]
+            splits.append((x, y, asked_for))  # few digits make many pairs
             either = float(((labels[first] == y) / 2 + (labels[second] == y) / 2).mean())  # of test, which is last
         return _data(splits, "as arranged", {"either digit, at random": either})
 
@@ -134,14 +135,20 @@ def _input(view: View, grid: tuple[int, int]) -> InputSpec:
     return InputSpec(kind=kind, length=height * width, channels=1, grid=grid)
 
 
-def _data(splits: list[tuple[np.ndarray, np.ndarray]], view: str, shortcuts: dict[str, float] | None = None) -> Data:
+def _data(
+    splits: list[tuple[np.ndarray, np.ndarray, np.ndarray | None]],
+    view: str,
+    shortcuts: dict[str, float] | None = None,
+) -> Data:
     tensors = []
-    for x, y in splits:
+    for x, y, source in splits:
         if view == "pixels":
             x = x.reshape(len(x), -1, 1)
         elif view == "image":
             x = x[:, None]
-        tensors.append(Split(torch.from_numpy(np.ascontiguousarray(x, dtype=np.float32)), None, torch.from_numpy(y)))
+        x = np.ascontiguousarray(x, dtype=np.float32)
+        made_of = None if source is None else torch.from_numpy(source)
+        tensors.append(Split(torch.from_numpy(x), None, torch.from_numpy(y), made_of))
     train, valid, test = tensors
     provenance = {"fingerprint": fingerprint(train, valid, test), **floors(train, test, 10, shortcuts)}
     return Data(train, valid, test, provenance)

@@ -22,17 +22,22 @@ from ldn.config import Config
 
 @dataclass(frozen=True)
 class Split:
-    """Examples of one split: x (n, ...), lengths (n,) or None where nothing is padded, y (n,) int64."""
+    """Examples of one split: x (n, ...), lengths (n,) or None where nothing is padded, y (n,) int64.
+
+    `source` (n,) int64 says what each was made of, where several are made of the same: they are not independent.
+    """
 
     x: Tensor
     lengths: Tensor | None
     y: Tensor
+    source: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.y)
 
     def to(self, device: torch.device) -> Split:
-        return Split(self.x.to(device), None if self.lengths is None else self.lengths.to(device), self.y.to(device))
+        lengths = None if self.lengths is None else self.lengths.to(device)
+        return Split(self.x.to(device), lengths, self.y.to(device), self.source)
 
 
 @dataclass(frozen=True)
