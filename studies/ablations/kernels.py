@@ -1,8 +1,8 @@
 """What should tokens diffuse along: a fixed, learned, dilated, dense or content-adaptive kernel?
 
 9 arms x 3 seeds on two digits and a cue (no download), without attention, so that only diffusion carries information
-from token to token; 4 sub-steps a layer. Each run is five times as long as those of `axes`, for most learn late: about
-a minute on one CPU core.
+from token to token; 4 sub-steps a layer. Two and a half times as many training steps as in `axes`, for most learn
+late: about 40 s a run on one CPU core.
 
     python -m studies run kernels
 """
@@ -11,7 +11,7 @@ from studies.ablations.axes import ldn
 from studies.spec import Budget, with_field, with_fields
 from studies.study import Study
 
-alone = with_fields(ldn, {"model.attention": "none", "model.steps": 4, "budget": Budget(steps=3000)})
+alone = with_fields(ldn, {"model.attention": "none", "model.steps": 4, "budget": Budget(steps=1500)})
 stationary = with_field(alone, "model.kernel", "stationary")
 wide = with_field(stationary, "model.radius", 4)
 

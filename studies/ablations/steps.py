@@ -1,7 +1,7 @@
 """How many diffusion sub-steps does a layer need, with attention and without?
 
-6 numbers of steps x 2 attentions x 3 seeds on two digits and a cue (no download), each run five times as long as those
-of `axes`: without attention many sub-steps learn late. About a minute a run on one CPU core.
+6 numbers of steps x 2 attentions x 3 seeds on two digits and a cue (no download), of two and a half times as many
+training steps as in `axes`: without attention, many sub-steps learn late. About 40 s a run on one CPU core.
 
     python -m studies run steps
 """
@@ -13,7 +13,7 @@ from studies.study import Study
 STUDY = Study(
     question="How many diffusion sub-steps does a layer need, with attention and without?",
     reference="ldn",
-    arms={"ldn": with_field(ldn, "budget", Budget(steps=3000))},
+    arms={"ldn": with_field(ldn, "budget", Budget(steps=1500))},
     factors={"model.attention": ["diffusion", "none"], "model.steps": [0, 1, 2, 4, 8, 16]},
     design="crossed",
 )
