@@ -108,7 +108,7 @@ class MeasuredRuns:
             return {}
         how = f"{row['device']}, {row['dtype']}, {mode(row['compiled'])}"
         return {
-            "cost.tokens_per_second": row["tokens_per_second"],
+            "cost.examples_per_second": row["batch"] / row["median"],  # tokens of a patch and of a pixel do not compare
             "cost.peak_bytes": float(row["peak_bytes"]),
             "cost.measured_on": how,
         }

@@ -19,7 +19,14 @@ from results.tables import DASH
 
 SETTING = ["device", "threads", "dtype"]  # times of different ones are not compared
 SHORT = {"out of memory": "out of memory", "skipped": "too long", "refused": "refused", "failed": "failed"}
-EXPENDABLE = ("Passes", "GMAC", "GB/s (share)", "Peak MB", "TFLOP/s (share)")  # where a terminal is narrow, in order
+EXPENDABLE = (
+    "Passes",
+    "Params (M)",
+    "GMAC",
+    "GB/s (share)",
+    "Peak MB",
+    "TFLOP/s (share)",
+)  # where a terminal is narrow, in order
 
 
 def scaling_table(frame: pd.DataFrame) -> pd.DataFrame:
@@ -54,7 +61,8 @@ def detail_table(frame: pd.DataFrame) -> pd.DataFrame:
                 "ms [quartiles]": f"{ms[0]} [{ms[1]}, {ms[2]}]" if done else "",
                 "Passes": str(row["iterations"]) if done else "",
                 "Peak MB": f"{row['peak_bytes'] / 1e6:,.1f}" if row["peak_bytes"] else "",
-                "GMAC": "" if math.isnan(row["gmac"]) else f"{row['gmac']:,.3f}",
+                "Params (M)": rounded(row["params"] / 1e6, 3) if row["params"] else "",
+                "GMAC": "" if math.isnan(row["gmac"]) else rounded(row["gmac"], 3),
                 "GB/s (share)": _share(row["gb_s"], row["gb_share"]),
                 "TFLOP/s (share)": _share(row["tflop_s"], row["tflop_share"]),
             }
@@ -67,8 +75,9 @@ def notes(frame: pd.DataFrame) -> list[str]:
     return [
         *where(frame),
         "Times are medians of timed blocks with their quartiles, models in turns, random input, full-length examples; "
-        "forward+backward is without the optimiser's step. Exponent: of time in N, log-log least squares, in brackets "
-        "its 95 % t interval.",
+        "forward+backward is without the optimiser's step. Exponent: of time in N, log-log least squares over all "
+        "lengths, in brackets the 95 % t interval of that line; where costs per token and per pair of tokens add up it "
+        "grows with N, so at longer inputs it is higher.",
         "Peak: bytes of tensors at most (weights, input, activations, gradients), by the device's allocator; on a CPU "
         "by the profiler's record of every allocation. GMAC: one example, forward. TFLOP/s count 2 a multiply-add, "
         "backward as two forward passes. Shares are of the ceilings. "

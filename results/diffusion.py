@@ -28,6 +28,8 @@ TEXT = [
     "range in its sequence, at most, in per cent of that range: 0 where diffusion is bounded. Support: tokens of the "
     "effective receptive field of the centre token's last state (mean absolute Jacobian by the embedded tokens, Luo "
     "et al. 2016) above 1 % of its largest.",
+    "All of it depends on how a network was trained (rate, label smoothing) as well as on what it is: only arms that "
+    "were trained alike tell one from the other.",
 ]
 
 

@@ -16,7 +16,7 @@ from results.importance import importances
 from results.notes import number
 from results.printing import intervals, signed
 from results.section import Gathered, Section
-from results.summary import CONFIDENCE, metric_of, on_validation, title
+from results.summary import CONFIDENCE, LEVEL, metric_of, on_validation, title
 
 FACTOR = "factor."
 
@@ -45,6 +45,8 @@ def section(gathered: Gathered) -> Section | None:
         shares.index = [name.removeprefix(FACTOR) for name in shares.index]
         if stem:
             made.text.append(f"effects{stem}: {reference}.")
+        if (table.loc[table["factors"] == 2, "p_holm"] <= LEVEL).any():
+            made.text.append(f"Factors of {reference} interact: {INTERACTING}")
         made.tables[f"effects{stem}"] = _printed(table, metric)
         made.figures[f"factors{stem}"] = factor_grid(grid.levels, grid.y, metric)
         if len(shares):
@@ -134,6 +136,10 @@ def _printed(table: pd.DataFrame, metric: str) -> pd.DataFrame:
     )
 
 
+INTERACTING = (
+    "what one of them does depends on the other, and its effect is a mean over what it does there. Read the heat map, "
+    "and the effects of pairs, before the effects of one."
+)
 EXPLAINED = (
     "{metric}. An effect is the mean difference between a level and the reference arm's level of the same factor, over "
     "all cells of the other factors, taken at each seed; the estimate is its mean over seeds, with its {level} t "
@@ -141,5 +147,6 @@ EXPLAINED = (
     "levels do together beyond the sum of what each does alone (a difference of differences). A cell without a result "
     "is left out, with the cells it would be compared with, at that seed; cells: comparisons used of those planned. "
     "Importances are of the validation metric, every run a trial: what sets the best tenth apart (PED-ANOVA), and "
-    "shares of the variance (fANOVA). They have no sign and no interval; read them beside the effects."
+    "the variance that each factor has alone (fANOVA; the rest is of factors together, and of seeds). They have no "
+    "sign and no interval; read them beside the effects."
 )

@@ -20,8 +20,9 @@ def importances(
 
     Every run with a value is a trial, its factors categories. PED-ANOVA (Watanabe, Bansal and Hutter 2023) asks what
     sets the best tenth of the trials apart, fANOVA (Hutter, Hoos and Leyton-Brown 2014) what share of the variance of
-    all a random forest lays to each factor. Both are shares of 1; `value` is to be of validation. Factors without
-    two levels have none; an empty table for too few trials.
+    all a random forest lays to each factor alone: what is missing to 1 it lays to factors together. PED-ANOVA's are
+    shares of 1. `value` is to be of validation. Factors without two levels have none; an empty table for too few
+    trials.
     """
     runs = frame[value.notna() & frame[factors].notna().all(axis=1)]
     factors = [name for name in factors if runs[name].nunique() > 1]
@@ -41,5 +42,8 @@ def importances(
     evaluators = {"PED-ANOVA": PedAnovaImportanceEvaluator(), "fANOVA": FanovaImportanceEvaluator(seed=0)}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        shares = {name: get_param_importances(study, evaluator=each) for name, each in evaluators.items()}
+        shares = {
+            name: get_param_importances(study, evaluator=each, normalize=name == "PED-ANOVA")
+            for name, each in evaluators.items()
+        }
     return pd.DataFrame(shares).reindex(factors)

@@ -42,6 +42,11 @@ def legend(summary: pd.DataFrame) -> list[str]:
         "not corrected for the number of arms.",
         "kMAC, MMAC, GMAC: 1e3, 1e6, 1e9 multiply-adds of one example's forward pass; elementwise work apart.",
     ]
+    if summary[["examples_per_second", "peak_bytes"]].notna().any(axis=None):
+        said.append(
+            "ex/s, MiB: examples a second and memory of a forward and backward pass, by `bench`; their quartiles are "
+            "below. Differences of a tenth are often noise."
+        )
     if summary["collapsed"].any():
         said.append("†: some seeds are no better than the most frequent class or chance (one-sided binomial, 5 %).")
     return said
@@ -65,7 +70,8 @@ def bold_means(summary: pd.DataFrame) -> list[str]:
         return [
             f"p: two-sided {test}, over {pairs} pairs, Holm-corrected over the arms with one reference; "
             f"the smallest attainable before correction is {number(compared['p_min'].min())}.",
-            f"Bold: {means}, and all that the same test does not find worse at {LEVEL:.0%}.",
+            f"Bold: {means}, and all that the same test does not find worse at {LEVEL:.0%} (of many equal arms one is "
+            "called worse more often than that, for the best of them is chosen by the same runs).",
         ]
     smallest = number(compared["p_min"].min())
     return [

@@ -67,7 +67,7 @@ def summarise(frame: pd.DataFrame, metric: str, direction: Literal["max", "min"]
             "collapsed": collapsed(frame).groupby(frame["arm"], observed=False).sum(),
             "params": _first(frame, "cost.params"),
             "gmac": _first(frame, "cost.gmac"),
-            "tokens_per_second": _first(frame, "cost.tokens_per_second"),
+            "examples_per_second": _first(frame, "cost.examples_per_second"),
             "peak_bytes": _first(frame, "cost.peak_bytes"),
             "missing": _missing(frame[value.isna()], metric),
         },

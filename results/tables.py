@@ -24,7 +24,7 @@ Write = Callable[[str], str]
 FIGURE_SPACE = "\u2007"
 DASH = "–"
 MILLIONS_FROM = 10_000_000  # below, parameters are printed exactly
-COSTS = ("Params", "Params (M)", *UNITS, "ktok/s", "MiB")
+COSTS = ("Params", "Params (M)", *UNITS, "ex/s", "MiB")
 RIGHT = ("n", "p (Holm)", *COSTS)
 
 
@@ -108,7 +108,7 @@ def latex_by_panel(
             printed = cells(rows, metric, *LATEX_STYLE).set_axis(pd.Index(_keys(rows), tupleize_cols=False))
             printed = printed.reindex(pd.Index(order, tupleize_cols=False), fill_value=escape_latex(DASH))
             columns[title(metric)] = printed[title(metric)]
-            columns |= {name: printed[name] for name in printed.columns if name in (*UNITS, "ktok/s")}
+            columns |= {name: printed[name] for name in printed.columns if name in (*UNITS, "ex/s")}
         groups[head] = pd.DataFrame(columns)[[*map(title, metrics), *(c for c in columns if c in COSTS)]]
         groups[head] = groups[head].reset_index(drop=True)
     starts = [i > 0 and key[0] != order[i - 1][0] for i, key in enumerate(order)]
@@ -194,11 +194,11 @@ def cells(rows: pd.DataFrame, metric: str, escape: Write, bold: Write, italic: W
 
 
 def _costs(rows: pd.DataFrame) -> dict[str, list[str]]:
-    """Parameters and multiply-adds, and what was measured of tokens per second and memory; a dash where unknown."""
+    """Parameters and multiply-adds, and what was measured of examples per second and memory; a dash where unknown."""
     unit = cost_unit(rows["gmac"])
     params = ("Params", 1.0, ",.0f") if not rows["params"].max() >= MILLIONS_FROM else ("Params (M)", 1e-6, ".2f")
     forms = {"params": params, "gmac": (unit, UNITS[unit], ",.2f")}
-    forms |= {"tokens_per_second": ("ktok/s", 1e-3, ",.1f"), "peak_bytes": ("MiB", 2.0**-20, ",.0f")}
+    forms |= {"examples_per_second": ("ex/s", 1.0, ",.0f"), "peak_bytes": ("MiB", 2.0**-20, ",.0f")}
     columns = {}
     for column, (head, factor, form) in forms.items():
         if column in ("params", "gmac") or (column in rows and rows[column].notna().any()):

@@ -13,7 +13,11 @@ from results.record import TuningRecord, read_tuning, study_folder
 from results.section import Gathered, Section
 from results.summary import scale, title
 
-EDGE = 0.02  # share of a range that counts as its end
+EDGE = 0.05  # share of a range that counts as its end
+CARRIED = (
+    "The table's runs carry the winners: a difference between arms is one of arms with settings of their own, "
+    "not of one field alone."
+)
 SHORT = {"train.seconds": "Training (s)", "cost.gmac": "GMAC", "cost.params": "Params"}
 
 
@@ -71,7 +75,7 @@ def _text(record: TuningRecord, trials: pd.DataFrame | None, used: bool) -> list
         f"Every arm had {record.trials} trials of one space ({fields}). A trial is judged on validation at {seeds}, "
         f"which no run of the table has, and never sees test; {judged}."
     )
-    said = [first + (" The table's runs carry the winners." if used else " The table's runs do not use it (yet).")]
+    said = [f"{first} {CARRIED if used else 'The table does not use what it found (yet).'}"]
     fewer: dict[str, list[str]] = {}
     for label, arm in record.arms.items():
         if arm["left_out"]:

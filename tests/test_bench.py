@@ -396,9 +396,9 @@ def test_a_study_is_benched_and_its_report_says_what_it_costs(
     assert written == {"table.md", "costs.csv", "length_scaling.png", "length_scaling.pdf"}
 
     frame = gather(Path("runs"), "mixing")
-    assert (frame["cost.tokens_per_second"] > 0).all() and (frame["cost.peak_bytes"] > 0).all()
+    assert (frame["cost.examples_per_second"] > 0).all() and (frame["cost.peak_bytes"] > 0).all()
     summary = summarise(frame, "test.accuracy", "max")
-    assert summary["tokens_per_second"].notna().all() and summary["peak_bytes"].notna().all()
+    assert summary["examples_per_second"].notna().all() and summary["peak_bytes"].notna().all()
     report = write_report(Path("runs"), "mixing", Path("reports"))
     page = (report.folder / "table.md").read_text()
     assert "## Measured cost" in page and "length_scaling.png" in page
