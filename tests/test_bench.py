@@ -12,6 +12,7 @@ from pathlib import Path
 
 import matplotlib.text
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import nn
@@ -362,9 +363,12 @@ def test_the_figure_marks_what_has_no_time_and_dashes_what_is_compiled() -> None
     records.append(made("a", 8192, math.nan, status="out of memory"))
     frame = cost_frame(records)
     figure = length_scaling(frame, exponents(frame))
+    both = pd.concat([frame, frame.assign(work="forward+backward", median=frame["median"] * frame["tokens"])])
+    backward = length_scaling(both, exponents(both)).legends[1].get_texts()
+    assert backward[0].get_text() == "a: N^2.00 [2.00, 2.00]"
     texts = [text.get_text() for text in figure.findobj(matplotlib.text.Text)]
     assert {"compiled", "out of memory", "8K"} <= set(texts)
-    assert any(text.startswith("a: N^1.00") for text in texts)
+    assert texts.count("a: N^1.00 [1.00, 1.00]") == 1
     assert {line.get_linestyle() for line in figure.axes[0].lines} >= {"-", "--", "None"}
 
 

@@ -11,7 +11,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 
 from results import figures
-from results.figures import style
+from results.figures import diffusion, style, tuning
 from results.summary import summarise
 
 MANY = [f"arm {i} of them" for i in range(20)]
@@ -105,6 +105,96 @@ def test_outliers_give_the_others_a_closer_panel() -> None:
     assert 90 < high < 95
     points = figures.accuracy_against_cost(summary, "test.accuracy")
     assert [len(axes.containers) for axes in points.axes] == [9, 8]
+
+
+def test_a_closer_panel_holds_whole_bars_and_points_to_what_lies_outside() -> None:
+    frame = gathered([f"arm {i}" for i in range(9)], 3)
+    frame.loc[frame["arm"] == "arm 8", "test.accuracy"] = [0.1, 0.11, 0.12]
+    frame.loc[frame["arm"] == "arm 7", "test.accuracy"] = [0.74, 0.84, 0.84]  # its sd reaches beyond its seeds
+    summary = summarised(frame)
+    figure = figures.arms(frame, summary, "test.accuracy")
+    closer = figure.axes[1]
+    bars = 100 * (summary["mean"] - summary["sd"]).iloc[:8], 100 * (summary["mean"] + summary["sd"]).iloc[:8]
+    assert closer.get_xlim()[0] < bars[0].min() and bars[1].max() < closer.get_xlim()[1]
+    assert [list(line.get_xydata()[0]) for line in closer.lines if line.get_marker() == "<"] == [[0, 8]]
+    assert "arrow: farther off" in texts(figure) and "bar: standard deviation over seeds" in texts(figure)
+
+
+@pytest.mark.parametrize("names", [["a", "b"], [f"steps {i}, attention diffusion, lr 0.004" for i in range(8)]])
+def test_a_legend_takes_nothing_from_its_panel(names: list[str]) -> None:
+    frame = gathered([*names[:-1], f"{names[-1]}, and what no single column can hold"], 2)
+    figure = figures.training_curves(evaluated(frame), summarised(frame), "test.accuracy")
+    figure.draw_without_rendering()
+    (axes,) = figure.axes
+    label = axes.yaxis.label.get_window_extent()
+    assert figure.bbox.y0 <= label.y0 < label.y1 <= figure.bbox.y1
+    assert axes.get_window_extent().height / figure.dpi > 1.5
+    assert figure.legends[0].get_window_extent().y1 < axes.xaxis.label.get_window_extent().y0
+    assert figure.bbox.x0 <= figure.legends[0].get_window_extent().x0
+
+
+def probed(depths: dict[str, int], tokens: dict[str, int]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Layers as of `results.diffusion.gather_probes`, and fields; a grid of 4 tokens, else lines."""
+    values = {"energy": 1.0, "spread": 0.5, "min": -2.0, "max": 2.0, "q01": -1.0, "q99": 1.0}
+    layers = [
+        {"arm": arm, "seed": seed, "depth": depth} | values
+        for arm, last in depths.items()
+        for seed in (0, 1)
+        for depth in range(last + 1)
+    ]
+    fields = [
+        {"arm": arm, "seed": 0, "state": state, "tokens": n, "line": n != 4, "offset": offset, "gradient": 1 / offset}
+        for arm, n in tokens.items()
+        for state in ("trained", "untrained")
+        for offset in range(1, n)
+    ]
+    return pd.DataFrame(layers), pd.DataFrame(fields)
+
+
+def test_a_field_has_its_reference_behind_only_where_there_is_one_of_as_many_tokens() -> None:
+    summary, none = summarised(gathered(["a", "b", "vit"], 1)), pd.Series([], dtype=object)
+    _, fields = probed({}, {"a": 9, "b": 9, "vit": 4})
+    whole = diffusion.fields(fields, summary, none)
+    assert "grey: a; dotted: 1 % of the largest; dashed: untrained" in texts(whole)
+    assert [axes.get_title() for axes in whole.axes] == [
+        "a (reference)\n(9\xa0tokens)",
+        "b (9\xa0tokens)",
+        "vit (4\xa0tokens,\xa0a\xa0grid)",
+    ]
+    assert [sum(line.get_color() == style.GREY for line in axes.lines) for axes in whole.axes] == [1, 2, 1]  # and 1 %
+    alone = diffusion.fields(fields[fields["arm"] == "b"], summary[summary["arm"] == "b"], none)
+    assert "grey" not in texts(alone) and alone.axes[0].get_title() == "b"
+
+
+def test_an_arm_of_fewer_layers_ends_visibly() -> None:
+    summary, none = summarised(gathered(["a", "b"], 1)), pd.Series([], dtype=object)
+    layers, _ = probed({"a": 2, "b": 1}, {})
+    bands = diffusion.ranges(layers, summary, none)
+    assert [axes.get_title() for axes in bands.axes] == ["a (reference)", "b (1\xa0layer)"]
+    assert "light: all values; dark: the middle 98 %; dotted: no more layers" in texts(bands).replace("\n", " ")
+    ends = [
+        line.get_xdata()[0]
+        for line in diffusion.by_depth(layers, summary, none).axes[0].lines
+        if line.get_marker() == "o"
+    ]
+    assert ends == [2, 1]
+
+
+def test_pruned_trials_are_hollow_and_called_so() -> None:
+    trials = pd.DataFrame(
+        {
+            "arm": pd.Categorical(["a"] * 3),
+            "status": ["done", "done", "pruned"],
+            "wins": [True, False, False],
+            "value.optim.lr": [0.001, 0.002, 0.02],
+            "valid.accuracy": [0.9, 0.8, 0.3],
+        }
+    )
+    (axes,) = (figure := tuning.slices(trials, "valid.accuracy", "optim.lr")).axes
+    assert [len(line.get_xdata()) for line in axes.lines] == [2, 1, 1]
+    assert [line.get_markerfacecolor() for line in axes.lines[1:]] == ["none", "none"]
+    said = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert said == ["done", "pruned: its best until then", "the winner"]
 
 
 def test_what_is_missing_is_said() -> None:

@@ -26,8 +26,10 @@ from results.figures.style import (
     colours,
     labels,
     legend_below,
+    legend_beside,
     log_where_wide,
     nothing,
+    over_reference,
     panel_an_arm,
     say_absent,
 )
@@ -37,19 +39,20 @@ from results.summary import UNITS, cost_unit, metric_of, scale, title
 def arms(frame: pd.DataFrame, summary: pd.DataFrame, metric: str) -> Figure:
     """Every arm's seeds (dots), mean (tick) and sd (bar), in the study's order; its reference's mean as a line.
 
-    Where a few arms lie so far off that the others cannot be told apart, a second panel looks closer at these.
+    Where a few arms lie so far off that the others cannot be told apart, a second panel looks closer at these, and
+    points to where the far ones lie.
     """
     names, means = labels(summary), summary["mean"] * scale(metric)
     values = metric_of(frame, metric) * scale(metric)
     near = _crowd(means)
     width = COLUMN if near.all() and max(map(len, names)) <= LONG else PAGE
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(width, 0.5 + 0.17 * len(names)), layout="constrained")
+        figure = Figure(figsize=(width, 0.7 + 0.17 * len(names)), layout="constrained")
         panels = figure.subplots(1, 1 if near.all() else 2, sharey=True, squeeze=False)[0]
-        for axes in panels:
-            for black, arms in summary.groupby("is_reference"):
+        for axes, drawn in zip(panels, (summary, summary[near]), strict=False):
+            for black, arms in drawn.groupby("is_reference"):
                 _draw_arms(axes, arms, values, frame["arm"], metric, "black" if black else COLOURS[0])
-            for height in summary.index[summary["is_reference"]]:
+            for height in drawn.index[drawn["is_reference"]]:
                 compared = summary.index[summary["reference"] == summary["arm"][height]]
                 axes.vlines(
                     means[height], compared.min() - 0.5, compared.max() + 0.5, GREY, "--", linewidth=0.6, zorder=0
@@ -65,10 +68,13 @@ def arms(frame: pd.DataFrame, summary: pd.DataFrame, metric: str) -> Figure:
         if means.isna().all():
             panels[0].set_xticks([])
         if not near.all():
-            shown = values[frame["arm"].isin(summary["arm"][near])]  # every seed, and so every bar but a lopsided one
-            margin = (shown.max() - shown.min()) / 20
-            panels[1].set_xlim(shown.min() - margin, shown.max() + margin)
             panels[1].set_xlabel(f"{title(metric)}, closer")
+            for height, mean in means[~near & means.notna()].items():
+                side, sign = (1, ">") if mean > means[near].max() else (0, "<")
+                at = panels[1].get_yaxis_transform()
+                panels[1].plot(side, height, sign, color=GREY, markersize=4, clip_on=False, transform=at)
+        far = "" if near.all() else "arrow: farther off; "
+        figure.supxlabel(_spread(summary, f"{far}dot: a seed; tick: mean; bar"), fontsize=7, color=GREY)
     return figure
 
 
@@ -91,7 +97,7 @@ def accuracy_against_cost(summary: pd.DataFrame, metric: str) -> Figure:
     near = _crowd(points["y"])
     few = len(points) <= FEW and near.all()
     with matplotlib.rc_context(STYLE):
-        size = (COLUMN, 2.4 + 0.07 * len(points)) if few else (PAGE, max(2.6, 0.3 + 0.15 * len(points)))
+        size = (COLUMN, 2.2) if few else (PAGE, max(2.6, 0.3 + 0.15 * len(points)))
         figure = Figure(figsize=size, layout="constrained")
         panels = figure.subplots(1, 1 if near.all() else 2, squeeze=False)[0]
         for axes, shown in zip(panels, (points, points[near]), strict=False):
@@ -103,9 +109,9 @@ def accuracy_against_cost(summary: pd.DataFrame, metric: str) -> Figure:
         if not near.all():
             panels[1].set_ylabel(f"{title(metric)}, closer")
         if few:
-            legend_below(figure)
+            legend_below(figure, _spread(summary, "bar"))
         else:
-            figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right upper")
+            legend_beside(figure, _spread(summary, "bar"))
     return say_absent(figure, summary["arm"][~known], "without a result or a cost")
 
 
@@ -123,6 +129,10 @@ def training_curves(evaluations: pd.DataFrame, summary: pd.DataFrame, metric: st
         else:
             figure = _curves_apart(evaluations, summary[shown & ~summary["is_reference"]], column)
     return say_absent(figure, summary["arm"][~shown], "without a curve")
+
+
+def _spread(summary: pd.DataFrame, drawn: str) -> str:
+    return f"{drawn}: standard deviation over seeds" if summary["sd"].notna().any() else ""
 
 
 def _crowd(means: pd.Series) -> pd.Series:
@@ -151,12 +161,12 @@ def _draw_point(axes: Axes, point: dict[Hashable, Any], marker: str) -> None:
 
 
 def _curves_together(evaluations: pd.DataFrame, shown: pd.DataFrame, column: str) -> Figure:
-    figure = Figure(figsize=(COLUMN, 2.3 + 0.07 * len(shown)), layout="constrained")
+    figure = Figure(figsize=(COLUMN, 2.1), layout="constrained")
     axes = figure.subplots()
     for name, label, colour in zip(shown["arm"], labels(shown), colours(shown), strict=True):
         _draw_curve(axes, evaluations[evaluations["arm"] == name], column, colour, label)
     axes.set(xlabel="Step", ylabel=title(column.replace("_", ".", 1)))
-    legend_below(figure)
+    legend_below(figure, _spread(shown, "shade"))
     return figure
 
 
@@ -166,7 +176,8 @@ def _curves_apart(evaluations: pd.DataFrame, shown: pd.DataFrame, column: str) -
 
     wide = 4 if len(shown) <= 16 else 5
     y = title(column.replace("_", ".", 1))
-    return panel_an_arm(shown, draw, "Step", y, titles=shown["arm"], wide=wide, size=(0.4, 1.1))
+    over, note = over_reference(shown, evaluations), _spread(shown, "shade")
+    return panel_an_arm(shown, draw, "Step", y, titles=shown["arm"], wide=wide, size=(0.4, 1.1), over=over, note=note)
 
 
 def _draw_curve(axes: Axes, evaluations: pd.DataFrame, column: str, colour: Any, label: str | None = None) -> None:

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, NullLocator
 
-from results.figures.style import COLOURS, GREY, LONG, MARKERS, PAGE, STYLE
+from results.figures.style import COLOURS, GREY, MARKERS, PAGE, STYLE, legends_below
 
 BAND = 0.2  # part of the panel, on top, for what has no time
 UNKNOWN = {"out of memory": ("x", "out of memory"), "skipped": ("+", "not run: too long")}
@@ -20,17 +20,16 @@ UNKNOWN = {"out of memory": ("x", "out of memory"), "skipped": ("+", "not run: t
 def length_scaling(frame: pd.DataFrame, exponents: pd.DataFrame) -> Figure:
     """Median time of a pass over N with its quartiles; compiled dashed; what has no time is marked on the top edge.
 
-    `frame` and `exponents` are those of `results.cost_frame`. The legend gives each model's exponent in N, of the
-    last panel's pass, eager where it was measured so.
+    `frame` and `exponents` are those of `results.cost_frame`. Each panel's legend gives its models' exponents in N,
+    eager where it was measured so.
     """
     works = [work for work in ("forward", "forward+backward") if (frame["work"] == work).any()]
     names = list(dict.fromkeys(frame["label"]))
     colour = {name: COLOURS[(i - 1) % len(COLOURS)] if i else "black" for i, name in enumerate(names)}
     marker = {name: MARKERS[i % len(MARKERS)] for i, name in enumerate(names)}
-    columns = 3 if max(map(len, names)) <= LONG else 2
+    legends: dict[str, list[Line2D]] = {}
     with matplotlib.rc_context(STYLE):
-        height = 2.7 + 0.14 * math.ceil((len(names) + 3) / columns)
-        figure = Figure(figsize=(PAGE, height), layout="constrained")
+        figure = Figure(figsize=(PAGE, 2.7), layout="constrained")
         panels = figure.subplots(1, len(works), sharey=True, squeeze=False)[0]
         for axes, work in zip(panels, works, strict=True):
             rows = frame[frame["work"] == work]
@@ -45,21 +44,22 @@ def length_scaling(frame: pd.DataFrame, exponents: pd.DataFrame) -> Figure:
             axes.xaxis.set_minor_locator(NullLocator())
             axes.yaxis.set_major_formatter(EngFormatter(unit="s"))
             axes.grid(True)
-        panels[0].set_ylabel("Time of a pass")
+            unknown = [sign for status, sign in UNKNOWN.items() if status in set(rows["status"])]
+            legends[f"{work.capitalize()}: time ~ N^a [95 % interval]"] = [
+                *(_sign(f"{name}{_power(exponents, name, work)}", colour[name], marker[name], "-") for name in names),
+                *([_sign("compiled", GREY, "", "--")] if rows["compiled"].any() else []),
+                *(_sign(text, GREY, sign, "") for sign, text in unknown),
+            ]
+        panels[0].set_ylabel("Time of a pass (bar: quartiles)")
         if frame["status"].isin(UNKNOWN).any():  # room for the signs above all times
             low, high = panels[0].get_ylim()
             panels[0].set_ylim(low, high * (high / low) ** (BAND / (1 - BAND)))
-        handles = [
-            Line2D([], [], color=colour[name], marker=marker[name], label=f"{name}{_power(exponents, name, works[-1])}")
-            for name in names
-        ]
-        if frame["compiled"].any():
-            handles.append(Line2D([], [], color=GREY, linestyle="--", label="compiled"))
-        for status, (sign, text) in UNKNOWN.items():
-            if (frame["status"] == status).any():
-                handles.append(Line2D([], [], color=GREY, marker=sign, linestyle="", label=text))
-        figure.legend(handles=handles, loc="outside lower center", ncols=columns)
+        legends_below(figure, legends)
     return figure
+
+
+def _sign(label: str, colour: object, marker: str, line: str) -> Line2D:
+    return Line2D([], [], color=colour, marker=marker, linestyle=line, label=label)  # type: ignore[arg-type]
 
 
 def _draw(axes: Axes, series: pd.DataFrame, colour: object, marker: str, compiled: bool) -> None:
@@ -82,8 +82,8 @@ def _power(exponents: pd.DataFrame, name: str, work: str) -> str:
     if fits.empty:
         return ""
     fit = fits.iloc[0]
-    margin = "" if math.isnan(fit["low"]) else f" ± {(fit['high'] - fit['low']) / 2:.2f}"
-    return f": N^{fit['exponent']:.2f}{margin}"
+    interval = "" if math.isnan(fit["low"]) else f" [{fit['low']:.2f}, {fit['high']:.2f}]"
+    return f": N^{fit['exponent']:.2f}{interval}"
 
 
 def short(n: int) -> str:

@@ -5,7 +5,8 @@ A few arms share a panel as lines; more get a panel each, over their reference i
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from itertools import zip_longest
 from typing import Any
 
 import matplotlib
@@ -26,6 +27,7 @@ from results.figures.style import (
     labels,
     legend_below,
     nothing,
+    over_reference,
     panel_an_arm,
     say_absent,
 )
@@ -35,26 +37,42 @@ Draw = Callable[[Axes, pd.DataFrame, Any, str | None], None]
 
 
 def by_depth(layers: pd.DataFrame, shown: pd.DataFrame, left: pd.Series) -> Figure:
-    """Energy and spread (0 to 1 and above) by depth, mean and sd over seeds."""
+    """Energy and spread (0 to 1 and above) by depth, mean and sd over seeds; a dot where an arm's layers end."""
+    spread = "; shade: standard deviation over seeds" if layers["seed"].nunique() > 1 else ""
+    note = f"dot: the last layer{spread}"
     with matplotlib.rc_context(STYLE):
         if len(shown) > FEW:
-            figure = _apart(layers, shown, _line("energy"), "Depth (layers)", "Energy")
+            over = over_reference(shown, layers)
+            figure = _apart(layers, shown, _line("energy"), "Depth (layers)", "Energy", over=over, note=note)
         else:
-            figure = Figure(figsize=(PAGE, 2.5 + 0.07 * len(shown)), layout="constrained")
+            figure = Figure(figsize=(PAGE, 2.3), layout="constrained")
             panels = figure.subplots(1, 2)
             for axes, name in zip(panels, ("energy", "spread"), strict=True):
                 for arm, label, colour in zip(shown["arm"], labels(shown), colours(shown), strict=True):
                     _line(name)(axes, layers[layers["arm"] == arm], colour, label)
                 axes.set(xlabel="Depth (layers)", ylabel=name.capitalize())
                 axes.set_ylim(bottom=0)
-            legend_below(figure)
+            legend_below(figure, note)
     return say_absent(figure, left, ALIKE)
 
 
 def ranges(layers: pd.DataFrame, shown: pd.DataFrame, left: pd.Series) -> Figure:
-    """All values (light) and 98 % of them (dark) by depth; a bar half a layer on: after its diffusion alone."""
+    """All values (light) and 98 % of them (dark) by depth; a bar half a layer on: after its diffusion alone.
+
+    An arm with fewer layers than others says so, and a dotted line stands at its end.
+    """
+    last = layers.groupby("arm", observed=True)["depth"].max()[shown["arm"]].tolist()
+    counts = [f" ({depth}\xa0layer{'s' * (depth > 1)})" if depth < max(last) else "" for depth in last]
+    note = "light: all values; dark: the middle 98 %"
+    if "diffused_min" in layers and layers["diffused_min"].notna().any():
+        note += "; bar: after diffusion alone"
+    if any(counts):
+        note += "; dotted: no more layers"
     with matplotlib.rc_context(STYLE):
-        figure = _apart(layers, shown, _band, "Depth (layers); bars: after diffusion alone", "Value", over=False)
+        figure = _apart(layers, shown, _band, "Depth (layers)", "Value", added=counts, note=note)
+        for axes, depth in zip(figure.axes, last, strict=True):
+            if depth < max(last):
+                axes.axvline(depth, color=GREY, linestyle=":", linewidth=0.7)
         largest = layers[["min", "max"]].abs().max(axis=1)[layers["arm"].isin(shown["arm"])]
         for axes in figure.axes:
             if largest.max() > 10 * largest.median():
@@ -72,20 +90,23 @@ def stencils(weights: pd.DataFrame, shown: pd.DataFrame, left: pd.Series) -> Fig
         if mine.empty:
             figure = nothing()
         else:
-            figure = _apart(weights, mine, _stencil, "Offset, in dilations", "Weight", over=False, shared=False)
+            note = "shade: quartiles over channels"
+            figure = _apart(weights, mine, _stencil, "Offset, in dilations", "Weight", shared="", note=note)
             figure.axes[0].legend(*_ends(figure.axes[0]), fontsize=6)
     return _say_both(figure, fixed, "with no stencil to learn", left)
 
 
 def rates(layers: pd.DataFrame, shown: pd.DataFrame, left: pd.Series) -> Figure:
     """The rate a by layer: median and quartiles over channels or tokens, means over seeds."""
+    note = "dot: median; bar: quartiles over channels or tokens"
     diffusing = layers[layers["rate"].notna()]
     mine = shown[shown["arm"].isin(diffusing["arm"])]
     with matplotlib.rc_context(STYLE):
         if len(mine) > FEW:
-            figure = _apart(diffusing, mine, _rate, "Layer", "Rate a")
+            over = over_reference(mine, diffusing)
+            figure = _apart(diffusing, mine, _rate, "Layer", "Rate a", over=over, note=note)
         else:
-            figure = Figure(figsize=(COLUMN, 2.2 + 0.07 * len(mine)), layout="constrained")
+            figure = Figure(figsize=(COLUMN, 2.0), layout="constrained")
             axes = figure.subplots()
             spread = zip(mine["arm"], labels(mine), colours(mine), range(len(mine)), strict=True)
             for arm, label, colour, place in spread:
@@ -93,8 +114,7 @@ def rates(layers: pd.DataFrame, shown: pd.DataFrame, left: pd.Series) -> Figure:
                 rows = diffusing[diffusing["arm"] == arm]
                 _rate(axes, rows.assign(depth=rows["depth"] + nudge), colour, label)
             axes.set(xlabel="Layer", ylabel="Rate a")
-            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-            legend_below(figure)
+            legend_below(figure, note)
     without = [arm for arm in shown["arm"] if arm not in set(diffusing["arm"])]
     return _say_both(figure, without, "without diffusion", left)
 
@@ -102,13 +122,24 @@ def rates(layers: pd.DataFrame, shown: pd.DataFrame, left: pd.Series) -> Figure:
 def fields(found: pd.DataFrame, shown: pd.DataFrame, left: pd.Series) -> Figure:
     """The centre's gradient by offset, over its largest, on a log axis; dotted: the 1 % that bounds the support.
 
-    Grey: the reference. Dashed: the untrained network.
+    Grey: the reference, of as many tokens. Dashed: the untrained network. Arms of unequal numbers of tokens say theirs.
     """
     largest = found.groupby(["arm", "seed", "state"], observed=True)["gradient"].transform("max")
     found = found.assign(share=found["gradient"] / largest)
-    x = "Offset from the centre token" if found["line"].all() else "Distance from the centre token"
+    inputs = found.groupby("arm", observed=True)[["tokens", "line"]].first()
+    inputs = inputs.loc[shown["arm"]].apply(tuple, axis=1)  # both decide what an offset is
+    reference, alike = dict(zip(shown["arm"], shown["reference"], strict=True)), inputs.nunique() == 1
+    over = {arm for arm in over_reference(shown, found) if inputs[arm] == inputs[reference[arm]]}
+    sizes = [f" ({n:.3g}\xa0tokens)" if line else f" ({n:.3g}\xa0tokens,\xa0a\xa0grid)" for n, line in inputs]
+    lines = {line for _, line in inputs}
+    x = "Offset (in a grid: distance)" if len(lines) > 1 else "Offset" if lines == {True} else "Distance"
+    note = "dotted: 1 % of the largest" + "; dashed: untrained" * ("untrained" in set(found["state"]))
     with matplotlib.rc_context(STYLE):
-        figure = _apart(found, shown, _field, x, "Gradient over its largest")
+        figure = _apart(
+            found, shown, _field, f"{x} from the centre token", "Gradient over its largest",
+            added=[] if alike else sizes, over=over, shared="xy" if alike else "y",
+            note=note,
+        )  # fmt: skip
         for axes in figure.axes:
             axes.set_yscale("log")
             axes.set_ylim(max(1e-4, min(0.005, float(found["share"].min()))), 1.5)
@@ -123,20 +154,22 @@ def _say_both(figure: Figure, without: list[str], why: str, left: pd.Series) -> 
 
 
 def _apart(
-    rows: pd.DataFrame, shown: pd.DataFrame, draw: Draw, x: str, y: str, over: bool = True, shared: bool = True
+    rows: pd.DataFrame, shown: pd.DataFrame, draw: Draw, x: str, y: str, *, added: Iterable[str] = (), **how: Any
 ) -> Figure:
+    """`added` to the arms' labels; `how` is what `panel_an_arm` takes."""
+
     def of_arm(axes: Axes, arm: str, colour: Any) -> None:
         draw(axes, rows[rows["arm"] == arm], colour, None)
 
-    wide = min(4, len(shown))
-    return panel_an_arm(
-        shown, of_arm, x, y, titles=labels(shown), letters=22, wide=wide, size=(0.5, 1.3), over=over, shared=shared
-    )
+    titles = map("".join, zip_longest(labels(shown), added, fillvalue=""))
+    return panel_an_arm(shown, of_arm, x, y, titles=titles, letters=22, wide=min(4, len(shown)), size=(0.5, 1.3), **how)
 
 
 def _line(name: str) -> Draw:
     def draw(axes: Axes, rows: pd.DataFrame, colour: Any, label: str | None) -> None:
         sns.lineplot(rows, x="depth", y=name, errorbar="sd", color=colour, label=label, legend=False, ax=axes)
+        end = rows[rows["depth"] == rows["depth"].max()]
+        axes.plot(end["depth"].head(1), [end[name].mean()], "o", color=colour, markersize=3)
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         axes.grid(True)
 
@@ -185,6 +218,7 @@ def _rate(axes: Axes, rows: pd.DataFrame, colour: Any, label: str | None) -> Non
         return
     below, above = seeds["rate"] - seeds["rate_q25"], seeds["rate_q75"] - seeds["rate"]
     axes.errorbar(seeds.index, seeds["rate"], [below, above], fmt=".-", color=colour, label=label, elinewidth=0.7)
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes.grid(True)
 
 

@@ -20,10 +20,13 @@ from results.figures.style import (
     labels,
     legend_below,
     nothing,
+    over_reference,
     panel_an_arm,
     say_absent,
 )
 from results.summary import scale, title
+
+SPREAD = "bar: standard deviation over seeds"
 
 
 def accuracy_against_length(rows: pd.DataFrame, summary: pd.DataFrame, metric: str) -> Figure:
@@ -47,12 +50,12 @@ def accuracy_against_length(rows: pd.DataFrame, summary: pd.DataFrame, metric: s
 
 
 def _together(rows: pd.DataFrame, shown: pd.DataFrame, metric: str) -> Figure:
-    figure = Figure(figsize=(COLUMN, 2.3 + 0.07 * len(shown)), layout="constrained")
+    figure = Figure(figsize=(COLUMN, 2.1), layout="constrained")
     axes = figure.subplots()
     for name, label, colour, marker in zip(shown["arm"], labels(shown), colours(shown), MARKERS, strict=False):
         _draw(axes, rows[rows["arm"] == name], colour, marker, label)
     axes.set(xlabel="Length over the length trained on", ylabel=title(f"test.{metric}"))
-    legend_below(figure)
+    legend_below(figure, SPREAD)
     return figure
 
 
@@ -62,7 +65,8 @@ def _apart(rows: pd.DataFrame, shown: pd.DataFrame, metric: str) -> Figure:
 
     others = shown[~shown["is_reference"]]
     y = title(f"test.{metric}")
-    return panel_an_arm(others, draw, "Length over the length trained on", y, titles=others["arm"])
+    x, over = "Length over the length trained on", over_reference(others, rows)
+    return panel_an_arm(others, draw, x, y, titles=others["arm"], over=over, note=SPREAD)
 
 
 def _draw(axes: Axes, rows: pd.DataFrame, colour: Any, marker: str, label: str | None = None) -> None:

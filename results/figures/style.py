@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from textwrap import fill
 from typing import Any
 
 import matplotlib
+import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
@@ -61,11 +62,44 @@ def colours(summary: pd.DataFrame) -> list[Any]:
     return ["black" if black[index] else COLOURS[index % len(COLOURS)] for index in summary.index]
 
 
-def legend_below(figure: Figure) -> None:
-    """In two columns, if its labels are short enough for that."""
-    handles, labels = figure.axes[0].get_legend_handles_labels()
-    columns = 2 if max(map(len, labels)) <= LONG * 2 / 3 else 1
-    figure.legend(handles, labels, loc="outside lower center", ncols=columns)
+def legend_below(figure: Figure, note: str = "") -> None:
+    """What the first panel's lines are called, under a `note` on what else is drawn."""
+    legends_below(figure, {note: figure.axes[0].get_legend_handles_labels()[0]})
+
+
+def legends_below(figure: Figure, groups: Mapping[str, Sequence[Any]]) -> None:
+    """One legend, or two side by side, of these handles under their titles; the figure grows by what they need.
+
+    In as many columns as the longest label leaves room for; one that even a single column has no room for is wrapped.
+    """
+    places = ("center",) if len(groups) == 1 else ("left", "right")
+    width, heights = figure.get_figwidth() / len(groups), []
+    for (note, handles), place in zip(groups.items(), places, strict=True):
+        names = [handle.get_label() for handle in handles]
+        letters = {columns: int(17 * (width / columns - 0.47)) for columns in (1, 2, 3)}
+        columns = max([n for n in letters if n <= len(names) and max(map(len, names)) <= letters[n]], default=1)
+        texts, above = [fill(name, letters[columns]) for name in names], fill(note, int(18 * width))
+        loc: Any = f"outside lower {place}"
+        legend = figure.legend(handles, texts, loc=loc, ncols=columns, title=above or None)
+        legend.get_title().set(fontsize=7, color=GREY)
+        lines = max(sum(text.count("\n") + 1 for text in part) for part in np.array_split(texts, columns))
+        heights.append(0.15 * lines + 0.14 * len(above.splitlines()))
+    figure.set_figheight(figure.get_figheight() + max(heights))
+
+
+def legend_beside(figure: Figure, note: str = "") -> None:
+    """On the right, its labels wrapped, for more lines than a legend below is read for; the figure is high enough."""
+    handles, names = figure.axes[0].get_legend_handles_labels()
+    texts = [fill(name, LONG) for name in names]
+    legend = figure.legend(handles, texts, loc="outside right upper", title=fill(note, LONG) or None)
+    legend.get_title().set(fontsize=7, color=GREY)
+    lines = sum(text.count("\n") + 1 for text in [*texts, fill(note, LONG)])
+    figure.set_figheight(max(figure.get_figheight(), 0.3 + 0.15 * lines))
+
+
+def over_reference(shown: pd.DataFrame, rows: pd.DataFrame) -> set[str]:
+    """The arms of a summary's rows that have their reference to be drawn behind them: it has rows too."""
+    return set(shown["arm"][~shown["is_reference"] & shown["reference"].isin(rows["arm"])])
 
 
 def panel_an_arm(
@@ -78,27 +112,31 @@ def panel_an_arm(
     letters: int = 20,
     wide: int = 4,
     size: tuple[float, float] = (0.5, 1.2),
-    over: bool = True,
-    shared: bool = True,
+    over: Collection[str] = (),
+    shared: str = "xy",
+    note: str = "",
 ) -> Figure:
-    """A panel for each arm of a summary's rows, by `draw(axes, arm, colour)`; with `over`, over its reference in grey.
+    """A panel for each arm of a summary's rows, by `draw(axes, arm, colour)`; of those in `over` over the reference.
 
     `wide` of them are side by side; `size` is the height of what is around the panels and of a row of them, in inches;
-    `titles` are cut into lines of so many `letters`. With `shared`, all have the same axes.
+    `titles` are cut into lines of so many `letters`. All have the axes in common that are `shared`. Below stands what
+    is grey, and a `note` on what else is drawn.
     """
-    high = math.ceil(len(shown) / wide)
-    figure = Figure(figsize=(PAGE if wide > 2 else COLUMN, size[0] + size[1] * high), layout="constrained")
-    panels = list(figure.subplots(high, wide, sharex=shared, sharey=shared, squeeze=False).flat)
+    high, width = math.ceil(len(shown) / wide), PAGE if wide > 2 else COLUMN
+    grey = f"grey: {', '.join(shown['reference'][shown['arm'].isin(over)].unique())}" if over else ""
+    below = fill("; ".join(filter(None, (grey, note))), int(15 * width))
+    size = (size[0] + 0.14 * len(below.splitlines()), size[1])
+    figure = Figure(figsize=(width, size[0] + size[1] * high), layout="constrained")
+    panels = list(figure.subplots(high, wide, sharex="x" in shared, sharey="y" in shared, squeeze=False).flat)
     for arm, label, axes in zip(shown.to_dict("records"), titles, panels, strict=False):
-        if over and not arm["is_reference"]:
+        if arm["arm"] in over:
             draw(axes, arm["reference"], GREY)
         draw(axes, arm["arm"], "black" if arm["is_reference"] else COLOURS[0])
         axes.set(title=fill(label, width=letters), xlabel="", ylabel="")
         axes.grid(True)
     for axes in panels[len(shown) :]:
         axes.remove()
-    grey = f" (grey: {', '.join(shown['reference'].unique())})" if over and not shown["is_reference"].all() else ""
-    figure.supxlabel(x + grey, fontsize=8)
+    figure.supxlabel(f"{x}\n{below}" if below else x, fontsize=8)
     figure.supylabel(y, fontsize=8)
     return figure
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from textwrap import fill
+from typing import Any
 
 import matplotlib
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from results.figures.style import (
@@ -20,6 +22,8 @@ from results.figures.style import (
     PAGE,
     STYLE,
     legend_below,
+    legend_beside,
+    legends_below,
     log_where_wide,
     nothing,
     say_absent,
@@ -27,12 +31,20 @@ from results.figures.style import (
 from results.summary import UNITS, cost_unit, scale, title
 
 WIDE = 10  # a range of more than this ratio is drawn on a log axis
+DOT: dict[str, Any] = {"marker": "o", "linestyle": "", "markersize": 4}
+KINDS: dict[str, dict[str, Any]] = {
+    "done": DOT | {"color": COLOURS[0], "markeredgewidth": 0, "alpha": 0.7},
+    "pruned: its best until then": DOT | {"color": GREY, "markerfacecolor": "none", "markeredgewidth": 0.7},
+    "the winner": DOT | {"marker": "*", "color": "black", "markersize": 10, "markerfacecolor": "none",
+                         "markeredgewidth": 0.7, "clip_on": False},
+}  # fmt: skip
 
 
 def slices(trials: pd.DataFrame, objective: str, path: str) -> Figure:
-    """A panel an arm: the objective over the field `path`, the winner as a star, pruned trials hollow.
+    """A panel an arm: the objective over the field `path`, the winner in a star, pruned trials hollow.
 
-    `trials` is `results.tuning.frame`'s. All panels have the same axes; arms without the field are listed.
+    `trials` is `results.tuning.frame`'s. All panels have the same axes; arms without the field are listed. What a
+    trial is drawn at is the best of its evaluations: of a pruned one those it came to.
     """
     column = f"value.{path}"
     shown = trials.dropna(subset=[c for c in (column, objective) if c in trials])
@@ -41,24 +53,30 @@ def slices(trials: pd.DataFrame, objective: str, path: str) -> Figure:
     absent = [arm for arm in trials["arm"].cat.categories if arm not in names]
     if not names:
         return say_absent(nothing(), absent, f"without trials over {path}")
-    across = len(names) if len(names) <= 5 else 3 if len(names) <= 9 else 5
+    across = min(len(names), 3 if len(names) <= 9 else 4)
     high = math.ceil(len(names) / across)
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(PAGE if across > 2 else COLUMN, 0.5 + 1.25 * high), layout="constrained")
+        figure = Figure(figsize=(PAGE if across > 2 else COLUMN, 0.3 + 1.25 * high), layout="constrained")
         panels = list(figure.subplots(high, across, sharex=True, sharey=True, squeeze=False).flat)
         for name, axes in zip(names, panels, strict=False):
             mine = shown[shown["arm"] == name]
-            _draw_trials(axes, mine[column], mine[objective] * scale(objective), mine)
+            for kind, those in _kinds(mine).items():
+                axes.plot(mine[column][those], mine[objective][those] * scale(objective), **KINDS[kind])
             axes.set_title(fill(name, width=24))
             axes.grid(True)
         for axes in panels[len(names) :]:
             axes.set_visible(False)
         for axes in panels[len(names) - across : len(names)]:
             axes.tick_params(axis="x", labelbottom=True)
+            axes.set_xlabel(path)
         if pd.api.types.is_numeric_dtype(shown[column]):
-            _choose_axis(panels[0], shown[column])
-        figure.supxlabel(f"{path} (star: the winner; hollow: pruned)", fontsize=8)
+            dense = across < 4 and shown[column].max() < 30 * shown[column].min()
+            _choose_axis(panels[0], shown[column], near=100, ticks=(1, 2, 5) if dense else (1, 3))
+        panels[0].yaxis.set_major_locator(MaxNLocator(5, steps=(1, 2, 5, 10)))
         figure.supylabel(title(objective), fontsize=8)
+        panels[0].margins(0.08, 0.12)
+        seen = [kind for kind, those in _kinds(shown).items() if those.any()]
+        legends_below(figure, {"": [Line2D([], [], label=kind, **KINDS[kind]) for kind in seen]})
     return say_absent(figure, absent, f"without trials over {path}")
 
 
@@ -72,7 +90,7 @@ def front(trials: pd.DataFrame, objective: str, cost: str) -> Figure:
     label, factor = _cost_axis(cost, done[cost])
     few = len(names) <= FEW
     with matplotlib.rc_context(STYLE):
-        size = (COLUMN, 2.4 + 0.07 * len(names)) if few else (PAGE, max(2.6, 0.3 + 0.15 * len(names)))
+        size = (COLUMN, 2.2) if few else (PAGE, max(2.6, 0.3 + 0.15 * len(names)))
         figure = Figure(figsize=size, layout="constrained")
         axes = figure.subplots()
         for index, name in enumerate(names):
@@ -90,16 +108,13 @@ def front(trials: pd.DataFrame, objective: str, cost: str) -> Figure:
         if few:
             legend_below(figure)
         else:
-            figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper")
+            legend_beside(figure)
     return say_absent(figure, absent, "without a trial that is done")
 
 
-def _draw_trials(axes: Axes, x: pd.Series, y: pd.Series, trials: pd.DataFrame) -> None:
+def _kinds(trials: pd.DataFrame) -> dict[str, pd.Series]:
     pruned = trials["status"] == "pruned"
-    axes.plot(x[~pruned], y[~pruned], "o", color=COLOURS[0], markersize=4, markeredgewidth=0, alpha=0.7)
-    axes.plot(x[pruned], y[pruned], "o", color=GREY, markersize=4, markerfacecolor="none", markeredgewidth=0.7)
-    won = trials["wins"]
-    axes.plot(x[won], y[won], "*", color="black", markersize=8, markeredgecolor="white", markeredgewidth=0.4)
+    return dict(zip(KINDS, (~pruned, pruned, trials["wins"]), strict=True))
 
 
 def _cost_axis(cost: str, values: pd.Series) -> tuple[str, float]:
@@ -110,6 +125,6 @@ def _cost_axis(cost: str, values: pd.Series) -> tuple[str, float]:
     return ("Parameters", 1.0) if cost == "cost.params" else ("Training time of a run (s)", 1.0)
 
 
-def _choose_axis(axes: Axes, values: pd.Series, near: float = 30) -> None:
-    if not log_where_wide(axes, values, WIDE, near, (1, 3)):
+def _choose_axis(axes: Axes, values: pd.Series, near: float = 30, ticks: tuple[int, ...] = (1, 3)) -> None:
+    if not log_where_wide(axes, values, WIDE, near, ticks):
         axes.xaxis.set_major_locator(MaxNLocator(4, steps=(1, 2, 5, 10)))
