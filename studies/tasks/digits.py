@@ -56,9 +56,9 @@ class Digits(Task):
 class CuedDigits(Task):
     """A cue, a gap, then two digits; the label is the first or the second digit, as the cue says.
 
-    Neither digit alone, nor any sum of what single tokens say, decides: a model that does not mix tokens stays
-    near one half (it names one of the two). The cue is the very first token; `gap` blank digits stand between it
-    and the two digits: 1 + 8 gap + 16 tokens as "rows", 1 + 64 gap + 128 as "pixels". As an "image" (8 columns,
+    Neither digit alone decides: a model that does not mix tokens, trained by cross-entropy, stays near one half (it
+    names one of the two). The cue is the very first token; `gap` blank digits stand between it and the two digits:
+    1 + 8 gap + 16 tokens as "rows", 1 + 64 gap + 128 as "pixels". As an "image" (8 columns,
     blocks of 8 x 8 below each other) the cue is a whole block. No digit appears in two splits.
     """
 
