@@ -156,7 +156,7 @@ def test_folders_can_be_chosen_by_options(command: Command, tmp_path: Path) -> N
         ("batch=16", "batch=0", r"line 10: RunSpec.batch must be at least 1, not 0"),
         ("steps=5", "steps=-5", r"line 14: Budget.steps must be at least 0, not -5"),
         ('"model.steps"', '"model.stepz"', r"line 16: LDNConfig has no field 'stepz'"),
-        ('reference="ldn"', 'reference="LDN"', r"the reference 'LDN' is no arm; arms: ldn, attention"),
+        ('reference="ldn"', 'reference="LDN"', r"the reference 'LDN' is no arm; arms: 'ldn', 'attention"),
         ("match=", "metric='test.acc', match=", r"Study.metric must be one of 'test.accuracy', .* not 'test.acc'"),
         ("STUDY = Study", "STUDY = = Study", r"mine.py, line 16: invalid syntax"),
         ("STUDY = Study", "study = Study", r"mine.py defines no STUDY"),
