@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import Any
 
@@ -331,6 +332,45 @@ def test_a_study_file_that_gives_no_study_is_refused_with_its_line(tmp_path: Pat
     with pytest.raises(ValueError, match=message) as refusal:
         catalogue.load(written(tmp_path, text))
     assert "\n" not in str(refusal.value)
+
+
+OWN = """
+from dataclasses import dataclass
+from typing import ClassVar
+
+from baselines import LinearConfig
+
+@dataclass(frozen=True, kw_only=True)
+class Echo(Digits):
+    name: ClassVar[str] = "echo"
+
+@dataclass(frozen=True, kw_only=True)
+class Mine(LinearConfig):
+    name: ClassVar[str] = "linear"
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("task=Digits()", "task=Echo()", "find the task Echo, which is not in TASKS .* module under studies/tasks/"),
+        ("LDNConfig()", "Mine()", "find the model Mine, which is not in MODELS .* module under baselines/ and add it"),
+        ("arms={", "factors={'task': [Echo()]}, arms={", "the task Echo"),
+        ("arms={", "panels={'p': {'ldn': RunSpec(model=Mine(), task=Digits())}}, arms={", "the model Mine"),
+    ],
+)
+def test_a_task_or_model_that_no_run_could_find_by_its_name_is_refused(
+    tmp_path: Path, old: str, new: str, message: str
+) -> None:
+    head, line, tail = FILE.partition("STUDY")
+    doc, imports = head.split("from ldn", 1)
+    text = f"{doc}from __future__ import annotations\nfrom ldn{imports}{OWN}{line}{tail.replace(old, new, 1)}"
+    path = written(tmp_path, text)
+    for read in (catalogue.load, catalogue.declared):
+        with pytest.raises(ValueError, match=rf"^{re.escape(str(path))}: .*{message}") as refusal:
+            read(path)
+        assert "\n" not in str(refusal.value)
+    catalogue.load(written(tmp_path, text.replace(new, old)))  # the classes alone do no harm
 
 
 def test_two_files_of_one_name_do_not_meet(tmp_path: Path) -> None:
