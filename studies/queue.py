@@ -39,12 +39,13 @@ class Queue:
                 self.journal.storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
             known.setdefault(_key_of(trial), set()).add(trial.state)
         for cell in cells:
-            record = records.get(cell.spec.run_id)
-            if cell.spec.run_id not in wanted and record is not None:
+            run_id = cell.spec.run_id  # a hash, made anew whenever it is asked for
+            if run_id in wanted:
+                self.left.append(cell)
+            elif (record := records.get(run_id)) is not None:
                 states, (state, value) = known.get(_key(cell), set()), self._trial_end(record)
                 if not states & ({TrialState.FAIL} if state == TrialState.FAIL else FINISHED):
                     self.study.add_trial(create_trial(state=state, value=value, user_attrs=_attributes(cell)))
-        self.left = deque(cell for cell in cells if cell.spec.run_id in wanted)
 
     def next(self) -> tuple[int, Cell] | None:
         """The next trial and its cell, None when the queue is empty.
