@@ -45,7 +45,7 @@ def section(gathered: Gathered) -> Section | None:
         shares.index = [name.removeprefix(FACTOR) for name in shares.index]
         if stem:
             made.text.append(f"effects{stem}: {reference}.")
-        made.tables[f"effects{stem}"] = _printed(table, metric)
+        made.tables[f"effects{stem}"], made.data[f"effects{stem}"] = _printed(table, metric), table
         made.figures[f"factors{stem}"] = factor_grid(grid.levels, grid.y, metric)
         if len(shares):
             made.tables[f"importance{stem}"] = shares.round(3).rename_axis("Factor").reset_index()
