@@ -14,8 +14,11 @@ from __future__ import annotations
 
 import dataclasses
 import types
+from collections.abc import Collection, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, Self, Union, get_args, get_origin, get_type_hints
+
+LONGEST = 80  # letters of a value in a sentence that refuses it
 
 
 @dataclass(frozen=True)
@@ -44,8 +47,8 @@ class Config:
     """Base of every config. Subclasses are `@dataclass(frozen=True, kw_only=True)`.
 
     Raises ValueError for an unknown field (listing the known ones) and for a value that does not
-    fit its field's annotation: a plain type, `X | None`, `Literal`, `tuple[X, ...]`, another
-    config, or `Annotated` with `AtLeast` or `Between`.
+    fit its field's annotation: a plain type, `X | None`, `Literal`, `tuple[X, ...]`, `Sequence[X]`,
+    `Mapping[K, V]`, another config, or `Annotated` with `AtLeast` or `Between`.
     """
 
     name: ClassVar[str] = ""
@@ -73,6 +76,8 @@ def refuse_unknown(cls: type, names: Any) -> None:
 def _checked(value: Any, hint: Any, where: str) -> Any:
     """`value` as its field stores it (an int in a float field becomes a float), or ValueError."""
     origin, arguments = get_origin(hint), get_args(hint)
+    if hint is Any:
+        return value
     if origin is Annotated:
         value = _checked(value, arguments[0], where)
         for bound in arguments[1:]:
@@ -96,8 +101,25 @@ def _checked(value: Any, hint: Any, where: str) -> Any:
         if len(inner) != len(value):
             raise ValueError(f"{where} must have {len(arguments)} entries, not {value!r}")
         return tuple(_checked(entry, kind, where) for entry, kind in zip(value, inner, strict=True))
+    if origin is Sequence:
+        # a string would be taken apart letter by letter, a set has no order; an array of NumPy is welcome
+        if not isinstance(value, Collection) or isinstance(value, str | bytes | Set | Mapping):
+            raise ValueError(f"{where} must be a list, not {_shown(value)}")
+        entries = [_checked(entry, arguments[0], f"{where}[{i}]") for i, entry in enumerate(value)]
+        return tuple(entries) if isinstance(value, tuple) else entries
+    if origin is Mapping:
+        if not isinstance(value, Mapping):
+            raise ValueError(f"{where} must be a dict, not {_shown(value)}")
+        keys = [_checked(key, arguments[0], f"a key of {where}") for key in value]
+        return {key: _checked(value[key], arguments[1], f"{where}[{key!r}]") for key in keys}
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if isinstance(hint, type) and (not isinstance(value, hint) or (hint is int and isinstance(value, bool))):
-        raise ValueError(f"{where} must be of type {hint.__name__}, not {value!r}")
+        raise ValueError(f"{where} must be of type {hint.__name__}, not {_shown(value)}")
     return value
+
+
+def _shown(value: Any) -> str:
+    """A value in a sentence: of a config its kind, of anything else its repr, cut where that is long."""
+    text = f"{type(value).__name__}(...)" if isinstance(value, Config) else repr(value)
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}..."

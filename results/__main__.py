@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from results.report import print_report, write_report
 
@@ -20,7 +21,7 @@ def main(
     try:
         report = write_report(runs, name, out)
     except (ValueError, OSError) as error:
-        Console(stderr=True).print(f"Error: {error}", markup=False, highlight=False, soft_wrap=True)
+        Console(stderr=True).print(f"[red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         raise typer.Exit(2) from None
     print_report(Console(), report)
 

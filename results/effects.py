@@ -47,7 +47,7 @@ def section(gathered: Gathered) -> Section | None:
             made.text.append(f"effects{stem}: {reference}.")
         if (table.loc[table["factors"] == 2, "p_holm"] <= LEVEL).any():
             made.text.append(f"Factors of {reference} interact: {INTERACTING}")
-        made.tables[f"effects{stem}"] = _printed(table, metric)
+        made.tables[f"effects{stem}"], made.data[f"effects{stem}"] = _printed(table, metric), table
         made.figures[f"factors{stem}"] = factor_grid(grid.levels, grid.y, metric)
         if len(shares):
             made.tables[f"importance{stem}"] = shares.round(3).rename_axis("Factor").reset_index()

@@ -63,6 +63,7 @@ def bold_means(summary: pd.DataFrame) -> list[str]:
     if compared.empty:
         return [f"Bold: {means}."]
     fewest, most = compared["pairs"].min(), compared["pairs"].max()
+    pair = f"{most} pair{'s' if most > 1 else ''}"
     pairs = f"{most}" if fewest == most else f"{fewest} to {most}"
     comparisons = int(compared.groupby("reference")["pairs"].size().max())
     if can_show(summary):
@@ -75,7 +76,7 @@ def bold_means(summary: pd.DataFrame) -> list[str]:
         ]
     smallest = number(compared["p_min"].min())
     return [
-        f"Bold: {means}, significant or not: {most} pairs can attain no p below {smallest} by a sign-flip test; "
+        f"Bold: {means}, significant or not: {pair} can attain no p below {smallest} by a sign-flip test; "
         f"for {comparisons} comparison{'s' * (comparisons > 1)} after Holm it takes "
         f"{statistics.pairs_needed(comparisons, LEVEL)} seeds to reach {LEVEL:.0%}."
     ]

@@ -86,6 +86,14 @@ class Manifest:
     tuning: dict[str, Any] = field(default_factory=dict)
     schema: int = SCHEMA
 
+    @property
+    def called(self) -> str:
+        """What a command line knows it by: a study that ships by its name, any other by its file."""
+        if self.source == f"the suite's {self.study}":
+            return self.study
+        near = os.path.relpath(self.source)
+        return self.source if near.startswith("..") else near
+
 
 @dataclass(kw_only=True)
 class TuningRecord:
@@ -292,7 +300,7 @@ def write_manifest(runs: Path, manifest: Manifest) -> None:
 def read_manifest(runs: Path, study: str) -> Manifest | None:
     """A study's manifest; None if the study was never run here. Raises CorruptFile."""
     path = study_folder(runs, study) / "manifest.json"
-    plain = read_json(path, f"delete it and call `python -m studies run {study}`, which writes it anew")
+    plain = read_json(path, "delete it and call `python -m studies run` again, which writes it anew")
     return None if plain is None else _from_plain(Manifest, plain, path)
 
 
@@ -301,11 +309,22 @@ def manifest_of(runs: Path, study: str) -> Manifest:
     manifest = read_manifest(runs, Path(study).stem if study.endswith(".py") else study)
     if manifest is None:
         known = sorted(path.parent.name for path in runs.glob("studies/*/manifest.json"))
+        own = f"`python -m studies run {study}` runs it"
+        any_ = "`python -m studies run` runs one, by its name (`python -m studies list`) or its file"
         raise ValueError(
             f"{runs} has no study {study!r} (it has: {', '.join(known) or 'none'}); "
-            f"`python -m studies run {study}` runs it"
+            f"{own if study.endswith('.py') and Path(study).is_file() else any_}"
         )
     return manifest
+
+
+def made_folder(folder: Path) -> Path:
+    """The folder, made if it is not there. Raises OSError, in one sentence, where there can be none."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"there can be no folder {folder} ({error.strerror}): choose another place") from None
+    return folder
 
 
 def unfinished(runs: Path, run_id: str) -> tuple[str, str]:

@@ -20,7 +20,7 @@ from results.gather import curves, gather, manifest_of
 from results.notes import bold_means, caption, legend, notes, reasons
 from results.page import page as html_page
 from results.printing import write
-from results.record import Manifest, RunRecord
+from results.record import Manifest, RunRecord, made_folder
 from results.section import Gathered, Section
 from results.significance import over_examples
 from results.summary import CHOICE, MOST_CURVES, most_telling, summarise
@@ -70,8 +70,7 @@ def _uncollected() -> Iterator[None]:
 
 def _write_report(runs: Path, study: str, out: Path) -> Report:
     manifest = manifest_of(runs, study)
-    folder = out / manifest.study
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = made_folder(out / manifest.study)
     metric = manifest.metric
     records: dict[str, RunRecord] = {}
     frame = gather(runs, study, records)
@@ -109,7 +108,8 @@ def _write_report(runs: Path, study: str, out: Path) -> Report:
         for name, figure in made.items():
             content |= {f"{name}.{kind}": figures.encode(figure, kind) for kind in ("png", "pdf")}
     for section in sections:
-        content |= {f"{name}.csv": printed.to_csv(index=False).encode() for name, printed in section.tables.items()}
+        written = section.tables | section.data
+        content |= {f"{name}.csv": table.to_csv(index=False).encode() for name, table in written.items()}
     pixels = {name.removesuffix(".png"): data for name, data in content.items() if name.endswith(".png")}
     content["report.html"] = html_page(gathered, folder, others, why, said, drawn, pixels, sections).encode()
     for name, data in content.items():

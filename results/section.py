@@ -31,10 +31,12 @@ class Section:
     """One part of a report. `tables` and `figures` are keyed by the stem of the file they are written to.
 
     `text` is paragraphs of plain text. A table holds plain cells (numbers or text) in the columns that are
-    printed; it is written as CSV and shown in Markdown and HTML.
+    printed; it is shown in Markdown and HTML, and written as CSV unless `data` has, under the same stem, the plain
+    numbers behind it.
     """
 
     title: str
     text: list[str] = field(default_factory=list)
     tables: dict[str, pd.DataFrame] = field(default_factory=dict)
     figures: dict[str, Figure] = field(default_factory=dict)
+    data: dict[str, pd.DataFrame] = field(default_factory=dict)

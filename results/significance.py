@@ -66,18 +66,13 @@ def section(gathered: Gathered) -> Section | None:
     by_seed = gathered.frame.assign(value=values).pivot(index="arm", columns="seed", values="value")
     differences = by_seed.loc[compared["arm"]].to_numpy() - by_seed.loc[compared["reference"]].to_numpy()
     t, wilcoxon = statistics.t_test(differences), statistics.wilcoxon(differences)
-    printed = {
-        "Arm": compared["arm"].astype(str).tolist(),
-        "Δ": signed(compared["difference"], metric),
-        f"{CONFIDENCE:.0%} t interval": intervals(compared["low"], compared["high"], metric),
-        "pairs": compared["pairs"].tolist(),
-        "smallest p": _ps(compared["p_min"]),
-        "sign-flip": _ps(compared["p"]),
-        "Holm": _ps(compared["p_holm"]),
-        "Wilcoxon": _ps(wilcoxon),
-        "paired t": _ps(t),
-        "t, Holm": _ps(holm_within(compared["reference"], t)),
-    }
+    data = compared[["arm", "reference", "difference", "low", "high", "pairs", "p_min"]].assign(
+        p_sign_flip=compared["p"],
+        p_sign_flip_holm=compared["p_holm"],
+        p_wilcoxon=wilcoxon,
+        p_t=t,
+        p_t_holm=holm_within(compared["reference"], t),
+    )
     text = [
         "Over seeds: the mean difference to the reference, paired over seeds, its t interval, and two-sided p of the "
         "sign-flip test, of Wilcoxon's signed-rank test (zeros left out, ties share ranks, p exact up to "
@@ -86,30 +81,57 @@ def section(gathered: Gathered) -> Section | None:
         "corrected over the arms with one reference."
     ]
     if set(COLUMNS) <= set(compared) and compared["example_p"].notna().any():
-        tested = compared["example_p"].to_numpy()
-        printed |= {
-            f"{CONFIDENCE:.0%} over examples": intervals(compared["example_low"], compared["example_high"], metric),
-            "bootstrap": _ps(tested),
-            "bootstrap, Holm": _ps(holm_within(compared["reference"], tested)),
-        }
+        bootstrap, mcnemar = compared["example_p"].to_numpy(), compared["mcnemar_p"].to_numpy()
+        data = data.assign(
+            example_low=compared["example_low"],
+            example_high=compared["example_high"],
+            p_bootstrap=bootstrap,
+            p_bootstrap_holm=holm_within(compared["reference"], bootstrap),
+        )
         text.append(
             "Over test examples: what would change if others had been tested, these trained weights given. It knows "
             "nothing of other seeds: arms that are alike but for their seeds differ by it, so it is no evidence about "
             "arms. Percentile interval and two-sided p of a paired bootstrap (10,000 draws of examples, the same for "
             "both arms and all seeds; examples that are made of the same source are drawn together)."
         )
-        if compared["mcnemar_p"].notna().any():
-            printed |= {
-                "McNemar": _ps(compared["mcnemar_p"]),
-                "McNemar, Holm": _ps(holm_within(compared["reference"], compared["mcnemar_p"].to_numpy())),
-            }
+        if np.isfinite(mcnemar).any():
+            data = data.assign(p_mcnemar=mcnemar, p_mcnemar_holm=holm_within(compared["reference"], mcnemar))
             text.append(
                 "McNemar: its mid-p, of several seeds the largest in the direction in which all of them agree; one "
                 "seed that contradicts the others is enough for no difference."
             )
     elif metric == "test.accuracy" and len(gathered.frame) > MOST_RUNS:
         text.append(f"Stored predictions are not compared in a study of more than {MOST_RUNS:,} runs.")
-    return Section("Significance of the differences", text, {"significance": pd.DataFrame(printed)})
+    return Section(
+        "Significance of the differences",
+        text,
+        tables={"significance": _printed(data, metric)},
+        data={"significance": data},
+    )
+
+
+def _printed(data: pd.DataFrame, metric: str) -> pd.DataFrame:
+    printed = {
+        "Arm": data["arm"].astype(str).tolist(),
+        "Δ": signed(data["difference"], metric),
+        f"{CONFIDENCE:.0%} t interval": intervals(data["low"], data["high"], metric),
+        "pairs": data["pairs"].tolist(),
+        "smallest p": _ps(data["p_min"]),
+        "sign-flip": _ps(data["p_sign_flip"]),
+        "Holm": _ps(data["p_sign_flip_holm"]),
+        "Wilcoxon": _ps(data["p_wilcoxon"]),
+        "paired t": _ps(data["p_t"]),
+        "t, Holm": _ps(data["p_t_holm"]),
+    }
+    if "p_bootstrap" in data:
+        printed |= {
+            f"{CONFIDENCE:.0%} over examples": intervals(data["example_low"], data["example_high"], metric),
+            "bootstrap": _ps(data["p_bootstrap"]),
+            "bootstrap, Holm": _ps(data["p_bootstrap_holm"]),
+        }
+    if "p_mcnemar" in data:
+        printed |= {"McNemar": _ps(data["p_mcnemar"]), "McNemar, Holm": _ps(data["p_mcnemar_holm"])}
+    return pd.DataFrame(printed)
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,9 @@ import ast
 import dataclasses
 import importlib.util
 import re
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # a study imports torch; listing the studies must not
     from studies.study import Study
@@ -71,6 +72,7 @@ def declared(path: Path) -> Study:
     spec = importlib.util.spec_from_file_location(f"study_{path.stem}", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # a dataclass looks there for what its annotations mean
     try:
         spec.loader.exec_module(module)
     except SyntaxError as error:
@@ -80,7 +82,29 @@ def declared(path: Path) -> Study:
     study = getattr(module, "STUDY", None)
     if not isinstance(study, Study):
         raise ValueError(f"{path} defines no STUDY = Study(...)")
+    _refuse_unlisted(path, study)
     return study
+
+
+def _refuse_unlisted(path: Path, study: Study) -> None:
+    """Raise ValueError for a task or model that is in no table: a run is started and read by their names alone."""
+    from ldn import ModelConfig
+    from studies.tasks.task import Task
+    from studies.zoo import MODELS, TASKS
+
+    specs = [spec for arms in (study.arms, *study.panels.values()) for spec in arms.values()]
+    parts: list[Any] = [part for spec in specs for part in (spec.model, spec.task)]
+    parts += [value for values in study.factors.values() for value in values]
+    for what, base, table, listed, folder in (
+        ("task", Task, "TASKS", TASKS, "studies/tasks/"),
+        ("model", ModelConfig, "MODELS", MODELS, "baselines/"),
+    ):
+        for part in parts:
+            if isinstance(part, base) and type(part) not in listed:
+                raise ValueError(
+                    f"{path}: no run could find the {what} {type(part).__name__}, which is not in {table} of "
+                    f"studies/zoo.py: put the class into a module under {folder} and add it there"
+                )
 
 
 def _line_in(file: str, error: Exception) -> str:

@@ -102,7 +102,8 @@ def show_arms(console: Console, study: Study, name: str, runs: Path) -> None:
             mine = [cell.spec.run_id in finished for cell in cells if cell.arm == arm.label]
             table.add_row(escape(arm.label), escape(text) + note, f"{sum(mine)}/{len(mine)}")
         console.print(table)
-    design = f"{len(arms)} arms x {len(study.seeds)} seeds"
+    many, seeds = len(arms), len(study.seeds)
+    design = f"{many} arm{'s' * (many > 1)} x {seeds} seed{'s' * (seeds > 1)}"
     console.print(f"\n{design}; {study.metric}, {study.direction}imised; widths matched by: {study.match}")
     if study.tuned is not None:
         console.print(escape(described(study.tuned)), highlight=False, soft_wrap=True)

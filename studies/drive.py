@@ -8,7 +8,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Protocol, TypeVar
@@ -18,6 +18,7 @@ from results.record import (
     Manifest,
     RunRecord,
     TuningRecord,
+    made_folder,
     read_manifest,
     read_record,
     study_folder,
@@ -261,15 +262,18 @@ def declare(study: Study, name: str, source: str, runs: Path, cells: list[Cell])
 @contextmanager
 def sole_driver(folder: Path, name: str, patience: float = 0.0) -> Iterator[None]:
     """Hold the study's lock. Raises ValueError if someone else does, for more than `patience` seconds."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "driver.lock").open("a+") as file:
+    with (made_folder(folder) / "driver.lock").open("a+") as file:
         try:
             _lock(file, patience + GLANCE_SECONDS)
         except BlockingIOError:
             file.seek(0)
+            manifest = None
+            with suppress(CorruptFile):
+                manifest = read_manifest(folder.parent.parent, name)
+            called = f" {manifest.called}" if manifest is not None else ""  # a search alone has none
             raise ValueError(
                 f"study {name} is being driven by {file.read().strip() or 'someone else'} already; "
-                f"`python -m studies status {name}` shows how far it is"
+                f"`python -m studies status{called}` shows how far it is"
             ) from None
         file.truncate(0)
         file.write(f"process {os.getpid()} on {platform.node()}\n")

@@ -1,4 +1,4 @@
-"""The queue of a study: every cell is an enqueued trial of an Optuna study in a journal file.
+"""The queue of a study: every cell that has begun is a trial of an Optuna study in a journal file.
 
 One driver is the journal's only writer, and the records are the truth: whatever the journal says, a cell whose run
 has a record is finished, and one whose run has none is not. So the journal can be lost, and is rebuilt.
@@ -6,11 +6,11 @@ has a record is finished, and one whose run has none is not. So the journal can 
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import optuna
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from results.record import RunRecord
@@ -21,45 +21,44 @@ FINISHED = {TrialState.COMPLETE, TrialState.PRUNED}
 
 
 class Queue:
-    """The cells still to be run, in order."""
+    """The cells still to be run, in the study's own order."""
 
     def __init__(self, folder: Path, study: str, direction: str, metric: str) -> None:
         # what is chosen by may only be validation: test is reported, never optimised
         self.split, _, self.metric = metric.replace("test.", "valid.").partition(".")
         self.journal = Journal(folder / "journal.log")
         self.study = self.journal.study(study, ["maximize" if direction == "max" else "minimize"])
-        self.cells: dict[tuple[Any, ...], Cell] = {}
+        self.left: deque[Cell] = deque()
         self.over: dict[str, RunRecord] = {}  # by run id: two cells may share one
 
     def fill(self, cells: Sequence[Cell], records: dict[str, RunRecord], wanted: set[str]) -> None:
-        """Make the journal say what the records say, and enqueue the cells whose run is in `wanted`."""
-        self.cells = {_key(cell): cell for cell in cells if cell.spec.run_id in wanted}  # the journal may hold others
+        """Make the journal say what the records say, and queue the cells whose run is in `wanted`."""
         known: dict[tuple[Any, ...], set[TrialState]] = {}
         for trial in self.study.get_trials(deepcopy=False):
-            if trial.state == TrialState.RUNNING:  # of a driver that is gone
-                self.study.tell(trial.number, state=TrialState.FAIL)
+            if not trial.state.is_finished():  # of a driver that is gone
+                self.journal.storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
             known.setdefault(_key_of(trial), set()).add(trial.state)
         for cell in cells:
-            states = known.get(_key(cell), set())
-            record = records.get(cell.spec.run_id)
-            if cell.spec.run_id in wanted:
-                if TrialState.WAITING not in states:
-                    # no parameters: an arm may be added later, and Optuna's categories cannot grow
-                    self.study.enqueue_trial({}, user_attrs=_attributes(cell))
-            elif record is not None:
-                state, value = self._trial_end(record)
+            run_id = cell.spec.run_id  # a hash, made anew whenever it is asked for
+            if run_id in wanted:
+                self.left.append(cell)
+            elif (record := records.get(run_id)) is not None:
+                states, (state, value) = known.get(_key(cell), set()), self._trial_end(record)
                 if not states & ({TrialState.FAIL} if state == TrialState.FAIL else FINISHED):
                     self.study.add_trial(create_trial(state=state, value=value, user_attrs=_attributes(cell)))
 
     def next(self) -> tuple[int, Cell] | None:
-        """The next trial and its cell, None when the queue is empty. Trials of cells no longer asked are dropped."""
-        while any(trial.state == TrialState.WAITING for trial in self.study.get_trials(deepcopy=False)):
-            trial = self.study.ask()
-            cell = self.cells.get(_key_of(trial))
-            if cell is not None:
-                return trial.number, cell
-            self.study.tell(trial.number, state=TrialState.FAIL)
-        return None
+        """The next trial and its cell, None when the queue is empty.
+
+        It is enqueued only now: Optuna asks for what was enqueued first, so that a run which was interrupted would
+        come last, and ten thousand cells enqueued beforehand take a minute.
+        """
+        if not self.left:
+            return None
+        cell = self.left.popleft()
+        # no parameters: an arm may be added later, and Optuna's categories cannot grow
+        self.study.enqueue_trial({}, user_attrs=_attributes(cell))
+        return self.study.ask().number, cell
 
     def known(self, cell: Cell) -> RunRecord | None:
         """The record of a run that has ended since this queue was filled."""
@@ -88,7 +87,7 @@ def _key(cell: Cell) -> tuple[Any, ...]:
     return cell.arm, cell.seed, cell.spec.run_id
 
 
-def _key_of(trial: FrozenTrial | optuna.Trial) -> tuple[Any, ...]:
+def _key_of(trial: FrozenTrial) -> tuple[Any, ...]:
     return tuple(trial.user_attrs.get(name) for name in ("arm", "seed", "run_id"))
 
 

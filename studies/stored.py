@@ -17,7 +17,10 @@ from studies.spec import RunSpec
 
 @dataclass(frozen=True)
 class StoredRuns:
-    """Finished runs; what each is called (its arm, or its model); how many others of the study are not done."""
+    """Finished runs; what each is called (its arm, or its model); how many others of the study are not done.
+
+    `study` is as it was given, by its name or its file.
+    """
 
     records: list[RunRecord]
     labels: dict[str, str]
@@ -41,12 +44,12 @@ def find_runs(runs: Path, name: str, arms: Sequence[str] = ()) -> StoredRuns:
     labels = [arm["label"] for arm in manifest.arms]
     for arm in arms:
         if arm not in labels:
-            raise ValueError(f"study {study!r} has no arm {arm!r}; arms: {', '.join(labels)}")
+            raise ValueError(f"study {study!r} has no arm {arm!r}; arms: {', '.join(map(repr, labels))}")
     ids = {cell["run_id"]: cell["arm"] for cell in manifest.cells if not arms or cell["arm"] in arms}
     records = [record for run_id in ids if (record := read_record(runs, run_id)) and record.status == "done"]
     if not records:
-        raise ValueError(f"no run of study {study!r} is done yet; `python -m studies run {name}` runs them")
-    return StoredRuns(records, ids, len(ids) - len(records), study)
+        raise ValueError(f"no run of study {study!r} is done yet; `python -m studies run {manifest.called}` runs them")
+    return StoredRuns(records, ids, len(ids) - len(records), name)
 
 
 def _run_id(runs: Path, prefix: str) -> str:

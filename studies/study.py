@@ -6,9 +6,9 @@ import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from ldn.config import Config
+from ldn.config import AtLeast, Config
 from results.record import TuningRecord
 from studies.matching import matched_width
 from studies.spec import RunSpec, field_value, flatten, with_field, with_fields
@@ -56,8 +56,8 @@ class Study(Config):
     `tuning` says how settings are found before (`python -m studies tune`); what was found, `tuned`, is read from the
     file beside the study's by `studies.catalogue`, and the arms carry it.
 
-    Raises ValueError for an unknown field, reference, design or metric, for two arms of one label, and for a tuning
-    that does not fit.
+    Raises ValueError for an unknown field, reference, design or metric, for what is no list or dict where one is
+    wanted, for an empty label or list of values, for two arms of one label, and for a tuning that does not fit.
     """
 
     question: str
@@ -66,7 +66,7 @@ class Study(Config):
     panels: Mapping[str, Mapping[str, RunSpec]] = field(default_factory=dict)
     factors: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     design: Design = "one_at_a_time"
-    seeds: Sequence[int] = (0, 1, 2)
+    seeds: Sequence[Annotated[int, AtLeast(0)]] = (0, 1, 2)
     metric: Metric = "test.accuracy"
     match: Match = "none"
     tuning: Tuning | None = None
@@ -77,11 +77,17 @@ class Study(Config):
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"Study.seeds must be different numbers, at least one, not {list(self.seeds)}")
         for path, values in self.factors.items():
-            if isinstance(values, str):  # which would be taken apart letter by letter
-                raise ValueError(f"Study.factors[{path!r}] must be a list of values, not {values!r}")
+            if not values:
+                raise ValueError(f"Study.factors[{path!r}] is empty; it lists what {path} is set to")
+        if "" in self.panels:
+            raise ValueError("a panel of Study.panels has the empty name ''; what it is called stands before its arms")
         for arms in self._sets().values():
+            if "" in arms:
+                raise ValueError("an arm has the empty label ''; the label is what the table calls it")
             if self.reference not in arms:
-                raise ValueError(f"the reference {self.reference!r} is no arm; arms: {', '.join(arms)}")
+                raise ValueError(
+                    f"the reference {self.reference!r} is no arm; arms: {', '.join(map(repr, arms)) or 'none'}"
+                )
             labels = [*arms, *(arm.label for arm in self._varied(arms[self.reference], self.reference))]
             if len(set(labels)) < len(labels):
                 repeated = next(label for label in labels if labels.count(label) > 1)

@@ -42,9 +42,9 @@ class Tuning(Config):
     Raises ValueError for an objective that looks at test, and for anything else that is not as said here.
     """
 
-    space: Mapping[str, Sequence[Any]]
+    space: Mapping[str, Any]  # a domain is a Sequence; `_refuse_domain` says of which form
     trials: Annotated[int, AtLeast(1)]
-    seeds: Sequence[int] = (1000,)
+    seeds: Sequence[Annotated[int, AtLeast(0)]] = (1000,)
     objectives: Sequence[str] = ("valid.accuracy",)
     pruner: Pruner = "none"
 
@@ -173,7 +173,7 @@ def freeze(record: TuningRecord, source: Path) -> Path:
     """
     if lacking := [label for label, arm in record.arms.items() if "values" not in arm]:
         raise ValueError(
-            f"no trial of {', '.join(lacking)} came to its end, so there are no winners to write; see why "
+            f"no trial of {', '.join(map(repr, lacking))} came to its end, so there are no winners to write; see why "
             f"in trials.json, and try again with --retry"
         )
     write_tuning(tuned_file(source), dataclasses.replace(record, history=[]))

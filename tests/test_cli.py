@@ -114,7 +114,7 @@ def test_a_study_is_shown_run_and_asked_after(command: Command, tmp_path: Path) 
     )
     assert "3 arms x 2 seeds; test.accuracy, maximised; widths matched by: params" in shown.out
 
-    refused(command("status", "mine.py"), r"has no study 'mine'.*`python -m studies run mine`")
+    refused(command("status", "mine.py"), r"has no study 'mine' \(it has: none\); `python -m studies run` runs one, by")
 
     ran = command("run", "mine.py", "--on", "inline")
     assert ran.code == 0 and ran.err == ""
@@ -136,6 +136,7 @@ def test_a_study_is_shown_run_and_asked_after(command: Command, tmp_path: Path) 
 
 def test_folders_can_be_chosen_by_options(command: Command, tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(STUDY.replace("steps=5", "steps=0").replace("(0, 1)", "[0]"))
+    assert "\n3 arms x 1 seed; " in command("show", "mine.py").out
     there = str(tmp_path / "elsewhere")
     said = command("run", "mine.py", "--on", "inline", "--runs", f"{there}/runs", "--out", f"{there}/reports")
     found = [read_record(Path(there) / "runs", path.parent.name) for path in records(Path(there) / "runs")]
@@ -156,7 +157,7 @@ def test_folders_can_be_chosen_by_options(command: Command, tmp_path: Path) -> N
         ("batch=16", "batch=0", r"line 10: RunSpec.batch must be at least 1, not 0"),
         ("steps=5", "steps=-5", r"line 14: Budget.steps must be at least 0, not -5"),
         ('"model.steps"', '"model.stepz"', r"line 16: LDNConfig has no field 'stepz'"),
-        ('reference="ldn"', 'reference="LDN"', r"the reference 'LDN' is no arm; arms: ldn, attention"),
+        ('reference="ldn"', 'reference="LDN"', r"the reference 'LDN' is no arm; arms: 'ldn', 'attention"),
         ("match=", "metric='test.acc', match=", r"Study.metric must be one of 'test.accuracy', .* not 'test.acc'"),
         ("STUDY = Study", "STUDY = = Study", r"mine.py, line 16: invalid syntax"),
         ("STUDY = Study", "study = Study", r"mine.py defines no STUDY"),
@@ -173,6 +174,16 @@ def test_a_misfit_in_a_study_file_is_one_sentence(
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize("what", ["show", "run", "tune", "bench"])
+def test_a_task_that_no_run_could_find_is_refused_before_anything_is_begun(
+    what: str, command: Command, tmp_path: Path
+) -> None:
+    own = "ldn = RunSpec\nclass Echo(CuedDigits):\n    name = 'echo'\n\nldn = RunSpec"
+    (tmp_path / "mine.py").write_text(STUDY.replace("ldn = RunSpec", own).replace("task=CuedDigits", "task=Echo"))
+    refused(command(what, "mine.py"), r"mine.py: no run could find the task Echo, .* add it there")
+    assert not (tmp_path / "runs").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -183,7 +194,11 @@ def test_a_misfit_in_a_study_file_is_one_sentence(
         (["status", "axes"], r"has no study 'axes'"),
         (["run", "mine.py", "--device", "tpu"], r"there is no device 'tpu'; known: auto, cpu, cuda"),
         (["run", "mine.py", "--device", "cuda:77"], r"there is no device 'cuda:77' here"),
-        (["run", "mine.py", "--runs", "mine.py/x"], r"Not a directory"),
+        (["run", "mine.py", "--runs", "mine.py/x"], r"no folder mine.py/x/studies/mine \(Not a directory\): choose"),
+        (
+            ["run", "mine.py", "--runs", "/proc/x"],
+            r"no folder /proc/x/studies/mine \(No such file or directory\): choose",
+        ),
         (["run", "mine.py", "--on", "slurm"], r"there is no slurm.toml, which says what to ask of SLURM: copy"),
         (["run", "mine.py", "--dry-run"], r"--dry-run plans jobs for --on slurm"),
         (["logs", "abc"], r"jobs on a cluster were given no run 'abc'"),
@@ -255,7 +270,8 @@ def test_a_corrupt_journal_or_manifest_is_rebuilt(finished: Path, command: Comma
     assert said.code == 0 and "the journal could not be read; it was put aside as" in said.out
     (folder / "manifest.json").write_text("{")
     refused(
-        command("status", "mine.py"), r"manifest.json is not valid JSON .*; delete it and call `python -m studies run"
+        command("status", "mine.py"),
+        r"manifest.json is not valid JSON .*; delete it and call `python -m studies run` again",
     )
     assert command("run", "mine.py", "--on", "inline").code == 0
     assert command("status", "mine.py").code == 0 and records(finished) == before
@@ -264,6 +280,18 @@ def test_a_corrupt_journal_or_manifest_is_rebuilt(finished: Path, command: Comma
 def test_a_second_driver_is_refused(command: Command, tmp_path: Path) -> None:
     with sole_driver(study_folder(tmp_path / "runs", "mine"), "mine"):
         refused(command("run", "mine.py"), rf"study mine is being driven by process {os.getpid()} on .* already")
+
+
+def test_what_a_study_is_called_is_what_finds_it(finished: Path, command: Command, tmp_path: Path) -> None:
+    with sole_driver(study_folder(finished, "mine"), "mine"):
+        refused(command("run", str(tmp_path / "mine.py")), r"already; `python -m studies status mine\.py` shows")
+    for name in ("mine", "mine.py"):
+        asked = command("eval", name, "--arm", "ldn")
+        assert asked.code == 0 and f"`python -m results {name}`" in asked.out
+    refused(command("eval", "mine", "--arm", "nope"), r"no arm 'nope'; arms: 'ldn', 'steps 0', 'attention \[only\]'$")
+    for path in records(finished):
+        path.unlink()
+    refused(command("eval", "mine"), r"no run of study 'mine' is done yet; `python -m studies run mine\.py` runs them")
 
 
 def test_another_file_of_the_same_name_is_refused(command: Command, tmp_path: Path) -> None:

@@ -6,7 +6,9 @@ import copy
 import dataclasses
 import math
 import pickle
-from dataclasses import dataclass
+import types
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
 import pytest
@@ -33,6 +35,14 @@ class Example(Config):
     grid: tuple[int, int] | None = None
     seeds: tuple[Annotated[int, AtLeast(0)], ...] = ()
     inner: Inner = Inner()
+    rates: Sequence[float] = ()
+    inners: Mapping[str, Sequence[Inner]] = field(default_factory=dict, hash=False)
+    anything: Any = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Longest(Config):
+    text: str = "x" * 99
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +65,12 @@ ACCEPTED: list[tuple[dict[str, Any], Any]] = [
     ({"seeds": ()}, ()),
     ({"seeds": [0, 1, 2]}, (0, 1, 2)),
     ({"inner": Inner(size=3)}, Inner(size=3)),
+    ({"rates": (1, 0.5)}, (1.0, 0.5)),
+    ({"rates": [1]}, [1.0]),
+    ({"rates": range(2)}, [0.0, 1.0]),
+    ({"inners": {"a": [Inner()], "b": ()}}, {"a": [Inner()], "b": ()}),
+    ({"inners": types.MappingProxyType({"a": ()})}, {"a": ()}),
+    ({"anything": {3}}, {3}),
 ]
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
@@ -83,6 +99,17 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"seeds": (1, -1)}, "Example.seeds must be at least 0, not -1"),
     ({"inner": 3}, "Example.inner must be of type Inner, not 3"),
     ({"inner": {"size": 3}}, "Example.inner must be of type Inner, not {'size': 3}"),
+    ({"inner": Longest()}, r"Example.inner must be of type Inner, not Longest\(\.\.\.\)"),
+    ({"width": "8" * 99}, r"Example.width must be of type int, not '8{76}\.\.\."),
+    ({"rates": 0.1}, "Example.rates must be a list, not 0.1"),
+    ({"rates": "0.1"}, "Example.rates must be a list, not '0.1'"),
+    ({"rates": {0.1}}, "Example.rates must be a list, not {0.1}"),
+    ({"rates": {0.1: 1}}, "Example.rates must be a list, not {0.1: 1}"),
+    ({"rates": [0.1, "2"]}, r"Example.rates\[1\] must be of type float, not '2'"),
+    ({"inners": [Inner()]}, r"Example.inners must be a dict, not \[Inner\(size=1\)\]"),
+    ({"inners": {3: []}}, "a key of Example.inners must be of type str, not 3"),
+    ({"inners": {"a": Inner()}}, r"Example.inners\['a'\] must be a list, not Inner\(\.\.\.\)"),
+    ({"inners": {"a": [Inner(), 3]}}, r"Example.inners\['a'\]\[1\] must be of type Inner, not 3"),
 ]
 
 
@@ -106,7 +133,7 @@ def test_a_changed_copy_is_checked_as_well(values: dict[str, Any], message: str)
 
 
 def test_an_unknown_field_raises_and_lists_the_known_ones() -> None:
-    known = "width, share, norm, level, flag, label, steps, grid, seeds, inner"
+    known = "width, share, norm, level, flag, label, steps, grid, seeds, inner, rates, inners, anything"
     with pytest.raises(ValueError, match=f"^Example has no field 'widht'; known fields: {known}$"):
         Example(widht=3)  # type: ignore[call-arg]
     with pytest.raises(ValueError, match=f"^Longer has no field 'extar'; known fields: {known}, extra$"):

@@ -30,6 +30,7 @@ from results.record import RunRecord, read_manifest, read_record, run_folder, st
 from studies import executors
 from studies.drive import Tally, drive, sole_driver
 from studies.executors import Ended, Executor, Inline, Local, places
+from studies.queue import Queue
 from studies.spec import Budget, RunSpec, canonical, with_field
 from studies.study import Cell, Study
 from studies.tasks.digits import CuedDigits
@@ -258,6 +259,36 @@ def test_a_run_that_was_stopped_goes_on_from_its_checkpoint(whole: Path, tmp_pat
     assert outcomes(tmp_path) == outcomes(whole) and attempts(tmp_path)[1:] == [1] * 5
 
 
+def test_what_was_interrupted_comes_first_again_and_the_rest_in_the_cells_order(tmp_path: Path) -> None:
+    log, asked = Log(), iter(range(99))
+
+    def stopping() -> bool:
+        return len(log.ended) > 0 and next(asked) > 3
+
+    executor = Noting(place(tmp_path), stopping)
+    drive(STUDY, "s", "s.py", tmp_path / "runs", executor, log, stopping)
+    assert executor.submitted == ids(STUDY)[:2] and log.ended[1][2] == "stopped"
+    assert call(tmp_path).submitted == ids(STUDY)[1:]
+
+
+def test_to_queue_cells_writes_nothing_however_many_they_are(tmp_path: Path) -> None:
+    """Ten thousand took a minute, when each was enqueued beforehand."""
+    cells = STUDY.cells()
+    queue = Queue(tmp_path, "s", "max", "test.accuracy")
+    before = (tmp_path / "journal.log").read_bytes()
+    queue.fill(cells, {}, set(ids(STUDY)))
+    assert (tmp_path / "journal.log").read_bytes() == before
+    assert [queue.next() for _ in range(7)] == [*enumerate(cells), None]
+
+
+def test_the_order_is_the_cells_whenever_they_were_enqueued(tmp_path: Path) -> None:
+    call(tmp_path, study(factors={}), stop_after=1)
+    larger = study(arms={"linear": LINEAR, "ldn": LDN}, seeds=(1, 2, 0))
+    left = [run_id for run_id in ids(larger) if run_id != ids(STUDY)[0]]
+    assert call(tmp_path, larger).submitted == left
+    assert not [trial for trial in trials(tmp_path) if trial.state in (TrialState.WAITING, TrialState.RUNNING)]
+
+
 # failures
 
 
@@ -403,10 +434,11 @@ def test_a_record_that_is_deleted_is_run_again_though_the_journal_says_it_is_don
 
 
 def test_a_trial_still_waiting_for_a_run_that_has_a_record_is_dropped(tmp_path: Path) -> None:
-    """As when another study has done the run, or it failed there."""
+    """As in a journal of before, into which all cells were enqueued at once, whoever has done the run meanwhile."""
     call(tmp_path, stop_after=1)
-    waiting = [trial for trial in trials(tmp_path) if trial.state == TrialState.WAITING]
-    assert len(waiting) == 5
+    former = optuna.load_study(study_name="s", storage=JournalStorage(JournalFileBackend(str(journal(tmp_path)))))
+    for cell in reversed(STUDY.cells()[1:]):
+        former.enqueue_trial({}, user_attrs={"arm": cell.arm, "seed": cell.seed, "run_id": cell.spec.run_id})
     call(tmp_path, study(factors={}), name="other")
     failed = next(cell for cell in STUDY.cells() if cell.arm == "steps 0")
     record = RunRecord(run_id=failed.spec.run_id, spec=canonical(failed.spec), status="failed", reason="elsewhere")
@@ -422,7 +454,7 @@ def test_a_trial_still_waiting_for_a_run_that_has_a_record_is_dropped(tmp_path: 
 
 def test_a_second_driver_is_refused_and_told_who_the_first_is(tmp_path: Path) -> None:
     with sole_driver(study_folder(tmp_path / "runs", "s"), "s"):
-        wanted = rf"study s is being driven by process {os.getpid()} on .* already; `python -m studies status s`"
+        wanted = rf"study s is being driven by process {os.getpid()} on .* already; `python -m studies status` shows"
         with pytest.raises(ValueError, match=wanted):
             call(tmp_path)
         assert call(tmp_path, name="other").tally.done == 6

@@ -199,7 +199,7 @@ def test_runs_are_found_by_prefix_study_and_arm_and_nothing_else(place: Place, t
     assert find_runs(place.runs, run.run_id[:9]).records == [run]
     for name, arms, message in (
         ("zzz", (), "neither a study nor a run 'zzz'; it has . runs with a record, and the studies: lengths"),
-        ("lengths", ("lin",), "no arm 'lin'; arms: ldn, dense"),
+        ("lengths", ("lin",), "no arm 'lin'; arms: 'ldn', 'dense"),
         (run.run_id, ("linear",), "--arm chooses from a study"),
         ("", (), r"'' begins the ids of . runs \("),
     ):

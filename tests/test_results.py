@@ -311,6 +311,8 @@ def test_a_torn_curve_withholds_the_curves_only(runs: Path, tmp_path: Path) -> N
     (run_folder(runs, "full-1") / "curve.csv").write_text('step,lr\n1,2,3,4\n"')
     report = write_report(runs, "components", tmp_path)
     assert {"table.md", "arms.png", "significance.csv"} <= {path.name for path in report.files}
+    written = pd.read_csv(report.folder / "significance.csv").drop(columns=["arm", "reference"])
+    assert all(written.dtypes.map(pd.api.types.is_numeric_dtype)) and {"difference", "low", "high"} <= set(written)
     file = StringIO()
     print_report(Console(file=file, width=200), report)
     assert "No training curves: " in file.getvalue()
@@ -342,7 +344,13 @@ def test_the_users_mistake_is_one_sentence(invoke: Callable[..., Result], runs: 
     assert result.exit_code == 2
     assert result.stderr.count("\n") == 1
     assert "has no study 'mine/other.py' (it has: components)" in result.stderr
-    assert "python -m studies run mine/other.py" in result.stderr
+    assert result.stderr.startswith("error: ") and "run mine/other.py" not in result.stderr  # there is no such file
+    assert "`python -m studies run` runs one, by its name (`python -m studies list`) or its file" in result.stderr
+    result = invoke(__file__)
+    assert f"`python -m studies run {__file__}` runs it" in result.stderr
+    result = invoke("components", "--out", f"{__file__}/x")
+    assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
+    assert f"there can be no folder {__file__}/x/components (Not a directory): choose another place" in result.stderr
     manifest = runs / "studies" / "components" / "manifest.json"
     manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"metric": "test.f1"}))
     result = invoke("components")

@@ -277,6 +277,7 @@ def test_a_clear_winner_is_bold_alone_and_few_seeds_make_nobody_equal() -> None:
     assert (few["tied"] == few["best"]).all()
     assert not can_show(few)
     assert "3 pairs can attain no p below 0.25" in bold_means(few)[0]
+    assert "1 pair can attain no p below 1 " in bold_means(summarise(simulated(1, 4, 1), "test.loss", "max"))[0]
     assert "it takes 7 seeds" in bold_means(few)[0]
     assert can_show(summary)
     assert "the smallest attainable before correction is 0.00049" in bold_means(summary)[0]

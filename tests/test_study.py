@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -105,14 +107,36 @@ def test_arms_of_one_content_share_their_run() -> None:
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"reference": "fulll"}, r"the reference 'fulll' is no arm; arms: full"),
-        ({"arms": {}}, r"the reference 'full' is no arm"),
+        ({"reference": "fulll"}, r"the reference 'fulll' is no arm; arms: 'full'"),
+        ({"arms": {}}, r"the reference 'full' is no arm; arms: none"),
+        ({"arms": {"full": FULL, "a, b": PLAIN}, "reference": "x"}, r"no arm; arms: 'full', 'a, b'$"),
         ({"design": "grid"}, r"Study.design must be one of 'one_at_a_time', 'crossed', not 'grid'"),
         ({"match": "flops"}, r"Study.match must be one of 'none', 'params', 'gmac', not 'flops'"),
         ({"sed": (1, 2)}, r"Study has no field 'sed'; known fields: question, reference, arms"),
         ({"metric": "test.acuracy"}, r"Study.metric must be one of 'test.accuracy', .*, not 'test.acuracy'"),
         ({"seeds": ()}, r"Study.seeds must be different numbers, at least one"),
+        ({"seeds": 3}, r"^Study.seeds must be a list, not 3$"),
+        ({"seeds": "012"}, r"^Study.seeds must be a list, not '012'$"),
+        ({"seeds": {0, 1}}, r"^Study.seeds must be a list, not \{0, 1\}$"),
+        ({"seeds": (0, "1")}, r"^Study.seeds\[1\] must be of type int, not '1'$"),
+        ({"seeds": (-1, 0)}, r"^Study.seeds\[0\] must be at least 0, not -1$"),
+        ({"seeds": (0, True)}, r"^Study.seeds\[1\] must be of type int, not True$"),
         ({"seeds": (1, 1)}, r"Study.seeds must be different numbers, at least one, not \[1, 1\]"),
+        (
+            {"arms": {"full": FULL, "gru": RNNConfig()}},
+            r"^Study.arms\['gru'\] must be of type RunSpec, not RNNConfig\(\.\.\.\)$",
+        ),
+        ({"arms": [FULL]}, r"^Study.arms must be a dict, not \[RunSpec\(.{60,70}\.\.\.$"),
+        ({"arms": FULL}, r"^Study.arms must be a dict, not RunSpec\(\.\.\.\)$"),
+        ({"arms": {"full": FULL, 3: PLAIN}}, r"^a key of Study.arms must be of type str, not 3$"),
+        ({"arms": {"full": FULL, "": PLAIN}}, r"an arm has the empty label ''"),
+        ({"panels": {"": {"full": FULL}}}, r"a panel of Study.panels has the empty name ''"),
+        ({"panels": {"one": {"full": 3}}}, r"^Study.panels\['one'\]\['full'\] must be of type RunSpec, not 3$"),
+        ({"panels": {"one": FULL}}, r"^Study.panels\['one'\] must be a dict, not RunSpec\(\.\.\.\)$"),
+        ({"factors": [0]}, r"^Study.factors must be a dict, not \[0\]$"),
+        ({"factors": {"model.steps": 4}}, r"^Study.factors\['model.steps'\] must be a list, not 4$"),
+        ({"factors": {"model.attention": "linear"}}, r"\['model.attention'\] must be a list, not 'linear'$"),
+        ({"factors": {"model.steps": []}}, r"^Study.factors\['model.steps'\] is empty"),
         ({"factors": {"model.stepz": [1]}}, r"LDNConfig has no field 'stepz'; known fields: width"),
         ({"factors": {"model.steps": [-1]}}, r"LDNConfig.steps must be at least 0, not -1"),
         ({"factors": {"model.steps": [8, 8]}}, r"two arms have the label 'steps 8'"),
@@ -122,6 +146,16 @@ def test_arms_of_one_content_share_their_run() -> None:
 def test_a_study_that_cannot_be_meant_is_refused(changed: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         study(**changed)
+
+
+@pytest.mark.parametrize("seeds", [range(8), list(range(8)), tuple(range(8))])
+def test_seeds_are_any_list_of_numbers(seeds: Any) -> None:
+    assert list(study(seeds=seeds).seeds) == list(range(8)) and len(study(seeds=seeds).cells()) == 8
+
+
+def test_the_values_of_a_factor_may_be_a_range_or_an_array() -> None:
+    factors = {"model.steps": range(2), "optim.lr": np.logspace(-3, -1, 2)}
+    assert labels(study(factors=factors)) == ["full", "steps 0", "steps 1", "lr 0.1"]
 
 
 # what differs
@@ -300,14 +334,47 @@ def test_a_study_file_that_gives_no_study_is_refused_with_its_line(tmp_path: Pat
     assert "\n" not in str(refusal.value)
 
 
+OWN = """
+from dataclasses import dataclass
+from typing import ClassVar
+
+from baselines import LinearConfig
+
+@dataclass(frozen=True, kw_only=True)
+class Echo(Digits):
+    name: ClassVar[str] = "echo"
+
+@dataclass(frozen=True, kw_only=True)
+class Mine(LinearConfig):
+    name: ClassVar[str] = "linear"
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("task=Digits()", "task=Echo()", "find the task Echo, which is not in TASKS .* module under studies/tasks/"),
+        ("LDNConfig()", "Mine()", "find the model Mine, which is not in MODELS .* module under baselines/ and add it"),
+        ("arms={", "factors={'task': [Echo()]}, arms={", "the task Echo"),
+        ("arms={", "panels={'p': {'ldn': RunSpec(model=Mine(), task=Digits())}}, arms={", "the model Mine"),
+    ],
+)
+def test_a_task_or_model_that_no_run_could_find_by_its_name_is_refused(
+    tmp_path: Path, old: str, new: str, message: str
+) -> None:
+    head, line, tail = FILE.partition("STUDY")
+    doc, imports = head.split("from ldn", 1)
+    text = f"{doc}from __future__ import annotations\nfrom ldn{imports}{OWN}{line}{tail.replace(old, new, 1)}"
+    path = written(tmp_path, text)
+    for read in (catalogue.load, catalogue.declared):
+        with pytest.raises(ValueError, match=rf"^{re.escape(str(path))}: .*{message}") as refusal:
+            read(path)
+        assert "\n" not in str(refusal.value)
+    catalogue.load(written(tmp_path, text.replace(new, old)))  # the classes alone do no harm
+
+
 def test_two_files_of_one_name_do_not_meet(tmp_path: Path) -> None:
     for folder, question in (("a", "Does it work?"), ("b", "Or not?")):
         (tmp_path / folder).mkdir()
         text = FILE.replace("Does it work?", question)
         assert catalogue.load(written(tmp_path / folder, text)).question == question
-
-
-def test_a_factor_that_is_no_list_is_refused_and_not_taken_apart():
-    run = RunSpec(model=LDNConfig(width=8, depth=1, heads=2), task=Digits(), budget=Budget(steps=1))
-    with pytest.raises(ValueError, match=r"'model.attention'\] must be a list of values, not 'linear'"):
-        Study(question="?", reference="ldn", arms={"ldn": run}, factors={"model.attention": "linear"})

@@ -177,6 +177,14 @@ def test_predictions_say_how_sure_a_difference_is_over_examples(tmp_path: Path) 
     printed = significance(Gathered(tmp_path, manifest("ldn"), frame, summary))
     assert printed is not None
     assert list(printed.tables["significance"]["bootstrap"]).count("") == 1
+    data = printed.data["significance"].set_index("arm")
+    assert len(data) == len(printed.tables["significance"]) and set(data.drop(columns="reference").dtypes) <= {
+        np.dtype("float64"),
+        np.dtype("int64"),
+    }
+    assert data.loc["ListOps: ViT_50%", "p_mcnemar"] == better["mcnemar_p"] and data["p_bootstrap"].isna().sum() == 1
+    assert data.loc["ListOps: ViT_50%", "example_low"] == better["example_low"]
+    assert data["difference"].tolist() == summary.set_index("arm").loc[data.index, "difference"].tolist()
 
 
 def manifest(reference: str) -> Manifest:
@@ -223,6 +231,9 @@ def test_a_crossed_study_has_effects_heat_map_and_importances() -> None:
     numbers = effects["Estimate"].str.replace("−", "-").astype(float)
     assert numbers.tolist() == pytest.approx([11, 6.5, 0, 3, 0], abs=0.35)
     assert effects["cells"].tolist() == ["12/12", "8/8", "8/8", "4/4", "4/4"]
+    data = made.data["effects"].set_index("effect")
+    assert data.index.equals(effects.index) and all(data.dtypes.map(pd.api.types.is_numeric_dtype))
+    assert (data["estimate"] * 100).tolist() == pytest.approx(numbers.tolist(), abs=0.005)
     assert set(made.figures) == {"factors", "importance"}
     shares = made.tables["importance"].set_index("Factor")
     assert shares["PED-ANOVA"].sum() == pytest.approx(1, abs=0.002)

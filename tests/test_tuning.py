@@ -171,6 +171,12 @@ def test_settings_cannot_be_chosen_by_test(metric: str) -> None:
     [
         ({"space": {}}, "space is empty"),
         ({"space": {"optim.lr": (1, 2)}}, "must be (low, high"),
+        ({"space": {"optim.lr": 0.1}}, "must be (low, high"),
+        ({"space": {"optim.lr": "log"}}, "must be (low, high"),
+        ({"space": ["optim.lr"]}, "Tuning.space must be a dict, not ['optim.lr']"),
+        ({"seeds": 1000}, "Tuning.seeds must be a list, not 1000"),
+        ({"seeds": (-1,)}, "Tuning.seeds[0] must be at least 0, not -1"),
+        ({"objectives": "valid.loss"}, "Tuning.objectives must be a list, not 'valid.loss'"),
         ({"space": {"optim.lr": (2.0, 1.0, "log")}}, "with low < high"),
         ({"space": {"optim.lr": (0.0, 1.0, "log")}}, "must begin above 0"),
         ({"space": {"optim.lr": [[1]]}}, "must list numbers"),
