@@ -216,7 +216,7 @@ def declared_by(path: Path) -> str:
 
 def say_notes(notes: list[str], fatal: str) -> None:
     for note in notes:
-        console.print(f"[yellow]{escape(note)}[/]")
+        console.print(f"[yellow]{escape(note)}[/]", highlight=False, soft_wrap=True)
     if fatal:
         refuse(f"{fatal}; nothing that was finished is lost, the same command goes on from here")
 

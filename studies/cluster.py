@@ -73,6 +73,43 @@ class Cluster(Config):
         """How many runs a job trains at a time."""
         return self.slots or self.gpus or max(1, self.cpus // threads)
 
+    @property
+    def has_gpus(self) -> bool:
+        """Whether a job is given GPUs: by `gpus`, or by an option of sbatch's."""
+        return self.gpus > 0 or any(
+            name.startswith("gpus") or (name.startswith(("gres", "tres")) and "gpu" in str(value))
+            for name, value in self.sbatch.items()
+        )
+
+    def device_for(self, device: str) -> str:
+        """Where the runs of a job train: "auto" is a GPU where jobs are given some, and only there.
+
+        Raises ValueError for a GPU that no job is given.
+        """
+        kind = device.partition(":")[0]
+        if kind not in ("auto", "cpu", "cuda"):
+            raise ValueError(f"there is no device {device!r}; known: auto, cpu, cuda, cuda:N")
+        if kind == "cuda" and not self.has_gpus:
+            raise ValueError(f"--device {device} needs GPUs, and jobs ask for none: set gpus in slurm.toml")
+        return device if kind != "auto" else "cuda" if self.has_gpus else "cpu"
+
+    def refuse(self, threads: int) -> None:
+        """Raise ValueError if a run's threads are more than a job's CPUs."""
+        if threads > self.cpus:
+            raise ValueError(
+                f"--threads {threads} is more than a job has CPUs: it asks for {self.cpus}, by cpus in slurm.toml"
+            )
+
+    def misfits(self, device: str, threads: int, slots: int | None) -> list[str]:
+        """What a job will lack, or leave idle, a sentence each."""
+        count, said = slots or self.slots_for(threads), []
+        if count * threads > self.cpus:
+            each = f" of {threads} threads" if threads > 1 else ""
+            said.append(f"{count} slots{each} share the {self.cpus} CPU{'s'[: self.cpus > 1]} of a job (cpus)")
+        if device == "cuda" and count < self.gpus:
+            said.append(f"{self.gpus - count} of the {self.gpus} GPUs of a job stay idle (slots)")
+        return said
+
     def for_driver(self) -> Cluster:
         """What the job of a search's driver asks for."""
         little: dict[str, Any] = {"gpus": 0, "cpus": 1, "memory": self.memory and DRIVER_MEMORY, "constraint": None}

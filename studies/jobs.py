@@ -51,6 +51,27 @@ class InQueue:
     node: str
     left: str
 
+    @property
+    def held(self) -> bool:
+        """Whether it waits until somebody releases it."""
+        return self.state == "PENDING" and re.search("[Hh]eld|JobHold", self.reason) is not None
+
+    @property
+    def stuck(self) -> bool:
+        """Whether SLURM will not begin it by itself, however long it waits."""
+        return self.held or (self.state == "PENDING" and NEVER.search(self.reason) is not None)
+
+
+Queue = dict[tuple[str, int], InQueue]  # by the array's key and the place in it
+
+# reasons for which a job waits for ever, as long as nobody changes it or the site
+NEVER = re.compile(
+    r"BadConstraints|Partition(Node|Time)Limit|(Account|QOS)NotAllowed|Invalid(Account|QOS)"
+    r"|PerJob(Limit)?$|DependencyNeverSatisfied"
+)
+NO_MEMORY = re.compile(r"exceeded \w* ?memory limit|out.?of.?memory|oom.?kill", re.IGNORECASE)
+NAMED = 5  # jobs that a line names, at most
+
 
 def max_array_size() -> int:
     """The largest number of jobs of an array here."""
@@ -73,7 +94,7 @@ def all_arrays(runs: Path, name: str = "*") -> list[tuple[str, Array]]:
     return sorted(found, key=lambda one: one[1].submitted)
 
 
-def in_queue(name: str) -> dict[tuple[str, int], InQueue]:
+def in_queue(name: str) -> Queue:
     """The jobs of a study that SLURM holds, pending or running, by their array's key and their place in it."""
     fields = ("%j", "%F", "%K", "%T", "%r", "%N", "%L")
     said = ask("squeue", "--noheader", "--array", "--all", "--user", getpass.getuser(), "--format", "|".join(fields))
@@ -87,11 +108,37 @@ def in_queue(name: str) -> dict[tuple[str, int], InQueue]:
     return jobs
 
 
-def queued_runs(runs: Path, name: str) -> set[str]:
+def restarted() -> dict[str, int]:
+    """How often SLURM has begun each of this user's queued jobs again, by the job's id (12, 12_3)."""
+    fields = "ArrayJobID:20,ArrayTaskID:20,RestartCnt:20"
+    try:
+        said = ask("squeue", "--noheader", "--array", "--all", "--user", getpass.getuser(), "--Format", fields)
+    except ValueError:  # a SLURM that cannot tell
+        return {}
+    rows = (line.split() for line in said.splitlines())
+    return {f"{job}_{i}" if i.isdecimal() else job: int(count) for job, i, count in rows}
+
+
+def stuck_lines(jobs: Iterable[InQueue], command: str) -> list[str]:
+    """A line for each reason for which jobs will not begin by themselves: which, why, and what to do."""
+    by_reason: dict[tuple[str, bool], list[str]] = {}
+    for job in jobs:
+        if job.stuck:
+            by_reason.setdefault((job.reason, job.held), []).append(job.job_id)
+    lines = []
+    for (reason, held), ids in by_reason.items():
+        more = f" and {len(ids) - NAMED} more" if len(ids) > NAMED else ""
+        which = f"{len(ids)} job{'s'[: len(ids) > 1]} ({', '.join(ids[:NAMED])}{more})"
+        anew = f"`python -m studies cancel NAME` and `{command} --on slurm` again"
+        advice = f"`scontrol release JOB`, or {anew}" if held else f"after a change of slurm.toml {anew}"
+        lines.append(f"{which} will not begin by {'itself' if len(ids) == 1 else 'themselves'}, {reason}: {advice}")
+    return lines
+
+
+def queued_runs(runs: Path, name: str, queue: Queue) -> set[str]:
     """The runs that jobs in SLURM's queue were given."""
     submitted = {array.key: array for array in arrays(runs, name)}
-    alive = in_queue(name) if submitted else {}
-    return {run_id for key, index in alive if key in submitted for run_id in submitted[key].jobs[index]}
+    return {run_id for key, index in queue if key in submitted for run_id in submitted[key].jobs[index]}
 
 
 def ended_jobs(ids: Iterable[str]) -> dict[str, str]:
@@ -143,16 +190,42 @@ def log_of(runs: Path, name: str, array: Array, index: int) -> Path:
     return study_folder(runs, name) / "slurm" / array.key / f"{array.job(index)}_0_log.out"
 
 
-def ask(*command: str) -> str:
-    """What a command of SLURM's prints. Raises ValueError if there is none, or if it fails."""
-    if shutil.which(command[0]) is None:
+def tail(path: Path, lines: int) -> list[str]:
+    """The last lines of a file; none where there is no such file."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - 500 * lines))
+            return file.read().decode(errors="replace").splitlines()[-lines:]
+    except FileNotFoundError:
+        return []
+
+
+def wanted_memory(log: Path) -> bool:
+    """Whether the end of a job's log says that there was not enough memory."""
+    return any(NO_MEMORY.search(line) for line in tail(log, 20))
+
+
+def need(command: str) -> None:
+    """Raise ValueError if there is no such command of SLURM's here."""
+    if shutil.which(command) is None:
         raise ValueError(
-            f"there is no SLURM on this machine ({command[0]} is not on the PATH): call this on a login node of the "
+            f"there is no SLURM on this machine ({command} is not on the PATH): call this on a login node of the "
             f"cluster, or run here with --on local"
         )
+
+
+def ask(*command: str) -> str:
+    """What a command of SLURM's prints. Raises ValueError if there is none, or if it fails."""
+    need(command[0])
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
     except subprocess.TimeoutExpired:
         raise ValueError(f"SLURM does not answer: {command[0]} took more than 60 s") from None
     except subprocess.CalledProcessError as error:
-        raise ValueError(f"{command[0]} failed: {' '.join(error.stderr.split())}") from None
+        raise ValueError(f"{command[0]} failed: {complaint(command[0], error.stderr)}") from None
+
+
+def complaint(command: str, stderr: str) -> str:
+    """What a command of SLURM's complains of, without its name before every line."""
+    lines = (re.sub(rf"^{command}:( error:)?", "", line.strip()).strip() for line in stderr.splitlines())
+    return "; ".join(dict.fromkeys(line for line in lines if line))

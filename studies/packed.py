@@ -7,6 +7,7 @@ from their checkpoints. A run whose process dies is tried again; the others do n
 from __future__ import annotations
 
 import importlib
+import platform
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
@@ -15,9 +16,12 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Protocol
 
+import torch
+
 from results.files import CorruptFile
 from results.record import RunRecord, read_record, write_record
 from studies.executors import Ended, Executor, Local, places
+from studies.provenance import device_name
 from studies.spec import RunSpec, canonical
 from studies.train import Place
 
@@ -26,16 +30,35 @@ LOOK_SECONDS = 0.2
 LATE = ("torch._dynamo", "sklearn.datasets")  # imported where they are first used, which takes seconds in every slot
 
 
-def pool(runs: Path, data: Path, device: str, slots: int, threads: int, compile: bool) -> Local:
-    """Slots that are forked from this process, so that all of them share its imports.
+def pool(
+    runs: Path, data: Path, device: str, slots: int, threads: int, compile: bool, say: Callable[[str], None]
+) -> Local:
+    """Slots that are forked from this process, so that all of them share its imports; `say` is told their devices.
 
-    A process that has asked for the GPUs cannot be forked any more, so another one counts them.
+    A process that has asked for the GPUs cannot be forked any more, so another one counts them. Raises ValueError where
+    there is no such device, or where CUDA cannot be used.
     """
     for name in LATE:
         importlib.import_module(name)
     with ProcessPoolExecutor(1, mp_context=get_context("fork")) as apart:
-        found: list[Place] = apart.submit(places, runs, data, device, slots, threads, compile).result()
+        found, names = apart.submit(_seen, runs, data, device, slots, threads, compile).result()
+    say(f"{len(found)} slot{'s'[: len(found) > 1]} on {', '.join(names)}")
     return Local(found, "fork", patience=2.0)
+
+
+def _seen(
+    runs: Path, data: Path, device: str, slots: int, threads: int, compile: bool
+) -> tuple[list[Place], list[str]]:
+    """A job's places, and the names of their devices."""
+    if device.startswith("cuda"):  # else CUDA's own reason would be lost
+        try:
+            torch.cuda.init()
+        except (RuntimeError, AssertionError) as error:
+            where, why = platform.node(), str(error).strip().partition("\n")[0]
+            raise ValueError(f"the job is to train on a GPU, but CUDA cannot be used on {where}: {why}") from None
+    found = places(runs, data, device, slots, threads, compile)
+    used = dict.fromkeys(place.device for place in found)
+    return found, [name if name == "cpu" else f"{name} ({device_name(torch.device(name))})" for name in used]
 
 
 class Supply(Protocol):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shlex
+from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -24,9 +25,13 @@ T = TypeVar("T")
 
 @dataclass
 class Plan:
-    """`jobs` are those to be submitted, `queued` the runs that former jobs are about to run or running."""
+    """`jobs` are those to be submitted, `queued` the runs that former jobs are about to run or running.
 
-    cells: int
+    A run that several arms share counts once.
+    """
+
+    distinct: int
+    shared: int
     done: int
     failed: int
     queued: int
@@ -60,14 +65,17 @@ def plan(
     records, wanted = survey(runs, cells, retry, tally)
     specs = {cell.spec.run_id: cell.spec for cell in cells if cell.spec.run_id in wanted - set(queued)}
     jobs = split(list(specs.values()), cluster.runs_per_job)
-    settled = [records[c.spec.run_id] for c in cells if c.spec.run_id in records and c.spec.run_id not in wanted]
+    arms = Counter(cell.spec.run_id for cell in cells)
+    settled = [record for run_id, record in records.items() if run_id not in wanted]
+    corrupt = arms.keys() - records.keys() - wanted
     known, devices = seconds_by_arm(cells, records)
     unknown = [spec for run_id, spec in specs.items() if run_id not in known]
     return Plan(
-        cells=len(cells),
+        distinct=len(arms),
+        shared=sum(count > 1 for count in arms.values()),
         done=sum(record.status == "done" for record in settled),
-        failed=sum(record.status != "done" for record in settled) + tally.failed,
-        queued=len({cell.spec.run_id for cell in cells} & wanted & set(queued)),
+        failed=sum(record.status != "done" for record in settled) + len(corrupt),
+        queued=len(arms.keys() & wanted & set(queued)),
         jobs=jobs,
         arrays=split(jobs, max_array or len(jobs) or 1),
         cluster=cluster,
@@ -128,9 +136,9 @@ def modelled(specs: Sequence[RunSpec], records: Sequence[RunRecord]) -> dict[str
 
 def plan_lines(asked: Plan, name: str) -> list[str]:
     """The plan, a line each, for a person."""
-    counts = [f"{asked.cells} runs: {asked.done} done", f"{asked.failed} failed", f"{asked.queued} queued or running"]
-    counts += [f"{len(asked.runs)} to submit"]
-    lines = [", ".join(counts)]
+    shared = f" ({asked.shared} of them shared by several arms)" if asked.shared else ""
+    counts = [f"{asked.done} done", f"{asked.failed} failed", f"{asked.queued} queued or running"]
+    lines = [f"{asked.distinct} runs{shared}: {', '.join(counts)}, {len(asked.runs)} to submit"]
     if not asked.jobs:
         return lines
     sizes = sorted({len(job) for job in asked.jobs})

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from results.files import is_held
 from results.record import read_record, read_tuning, study_folder, unfinished
-from studies.jobs import arrays, in_queue
+from studies.jobs import arrays, in_queue, log_of, restarted, stuck_lines
 from studies.progress import is_fresh, progress_of, progress_text
 
 COLUMNS = ("done", "pruned", "running", "to go", "failed")
@@ -59,17 +59,23 @@ def _who(runs: Path, name: str, missing: int) -> list[str]:
     lock = study_folder(runs, name) / "driver.lock"
     driven = is_held(lock)
     lines = [f"driven by {lock.read_text().strip()}"] if driven else []
-    roles = {array.key: array.role for array in arrays(runs, name) if array.role != "batch"}
-    if roles:
+    of_search = {array.key: array for array in arrays(runs, name) if array.role != "batch"}
+    if of_search:
         try:
-            jobs = Counter(
-                (roles[key], job.state.lower(), f" ({job.reason})" * (job.state == "PENDING"))
-                for (key, _), job in in_queue(name).items()
-                if key in roles
-            )
+            queue = {at: job for at, job in in_queue(name).items() if at[0] in of_search}
         except ValueError as error:
             return [*lines, f"the cluster could not be asked: {error}"]
+        jobs = Counter(
+            (of_search[key].role, job.state.lower(), f" ({job.reason})" * (job.state == "PENDING"))
+            for (key, _), job in queue.items()
+        )
         lines += [f"{number} {role} job{'s'[: number > 1]} {state}{why}" for (role, state, why), number in jobs.items()]
+        again = restarted() if queue else {}
+        for (key, index), job in queue.items():
+            if times := again.get(job.job_id):
+                log = log_of(runs, name, of_search[key], index)
+                lines.append(f"job {job.job_id} was restarted {times} time{'s'[: times > 1]}, {log} says why")
+        lines += stuck_lines(queue.values(), "tune")
     if missing and not driven:
         lines.append(f"{missing} trials to go, and nobody drives: `tune` goes on")
     return lines

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import secrets
 import shutil
@@ -9,6 +10,7 @@ import signal
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stderr
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -20,7 +22,7 @@ from results.record import put_aside, study_folder
 from studies.cluster import Cluster
 from studies.drive import declare, sole_driver
 from studies.executors import ASKING
-from studies.jobs import Array, max_array_size, queued_runs
+from studies.jobs import Array, Queue, arrays, complaint, in_queue, max_array_size, queued_runs, stuck_lines
 from studies.packed import LOSSES, FixedSupply, Supply, pack, pool
 from studies.plan import Plan, plan
 from studies.snapshot import snapshot
@@ -28,12 +30,28 @@ from studies.spec import canonical, from_plain
 from studies.study import Study
 from studies.train import Place
 
-# a job that was killed (not: one that ended) is queued again, from a node's failure SLURM does so itself
+# A job that was killed (not: one that ended) is queued again, unless that has come too soon after its start too often
+# in a row, as it does for want of memory. From a node's failure SLURM queues it again itself.
 AGAIN = """code=$?
-if [ $code -gt 128 ] && [ $code -lt 160 ] && [ "${{SLURM_RESTART_COUNT:-0}}" -lt {times} ]; then
-    scontrol requeue "$SLURM_JOB_ID"
+deaths={home}/deaths-$SLURM_JOB_ID  # how many quick ones in a row
+no="the job is not queued again: it was killed (exit code $code)"
+if [ $code -gt 128 ] && [ $code -lt 160 ]; then
+    quick=0
+    if [ $SECONDS -lt {quick} ]; then quick=$(($(cat "$deaths" 2>/dev/null) + 1)); fi
+    echo $quick > "$deaths"
+    if [ $quick -ge {deaths} ]; then
+        echo "$no within {quick} s of its start {deaths} times in a row"
+    elif [ "${{SLURM_RESTART_COUNT:-0}}" -ge {times} ]; then
+        echo "$no and was queued again {times} times already"
+    else
+        scontrol requeue "$SLURM_JOB_ID"
+    fi
+else
+    rm -f "$deaths"
 fi
 exit $code"""
+QUICK_SECONDS = 120
+QUICK_DEATHS = 6
 
 
 class Stoppable(ABC):
@@ -75,7 +93,10 @@ class Job(Stoppable):
 
     def work(self, stopping: Callable[[], bool]) -> str:
         at = self.place
-        executor = pool(at.runs, at.data, at.device, self.slots, at.threads, at.compile)
+        try:
+            executor = pool(at.runs, at.data, at.device, self.slots, at.threads, at.compile, say)
+        except ValueError as error:  # the node has no such device
+            raise SystemExit(str(error)) from None
         try:
             left = pack(self.supply(), executor, at.runs, stopping, self.grace, say, self.losses)
         finally:
@@ -110,33 +131,42 @@ def launch(
 ) -> Plan:
     """Submit every run of a study that is neither finished nor queued; returns at once. `dry`: say only what would be.
 
-    Raises ValueError where there is no SLURM, or where it refuses.
+    Raises ValueError where there is no SLURM, where it refuses, or where the runs do not fit into its jobs.
     """
-    runs, cells = place.runs, study.cells()
+    runs, cells, at = place.runs, study.cells(), placed(place, cluster)
+
+    def planned(queue: Queue, largest: int | None) -> Plan:
+        found = plan(runs, cells, cluster, place.threads, slots, retry, queued_runs(runs, name, queue), largest)
+        if found.jobs:
+            found.notes += cluster.misfits(at.device, place.threads, slots)
+        found.notes += stuck_lines(queue.values(), "run")
+        return found
+
     if dry:
         there = shutil.which("sbatch") is not None
-        queued = queued_runs(runs, name) if there else set()
-        return plan(runs, cells, cluster, place.threads, slots, retry, queued, max_array_size() if there else None)
+        return planned(in_queue(name) if there else {}, max_array_size() if there else None)
     largest = max_array_size()
     with sole_driver(study_folder(runs, name), name):
         declare(study, name, source, runs, cells)
-        asked = plan(runs, cells, cluster, place.threads, slots, retry, queued_runs(runs, name), largest)
+        asked = planned(in_queue(name) if arrays(runs, name) else {}, largest)
         if not asked.jobs:
             return asked
         code = snapshot(runs)
-        place = absolute(place)
         for jobs in asked.arrays:
             for spec in (spec for job in jobs for spec in job):
                 put_aside(runs, spec.run_id)
-            packed = [Batch(place, asked.slots, cluster.grace, [canonical(spec) for spec in job]) for job in jobs]
+            packed = [Batch(at, asked.slots, cluster.grace, [canonical(spec) for spec in job]) for job in jobs]
             ids = [[spec.run_id for spec in job] for job in jobs]
             array = Array(secrets.token_hex(4), ids, time.time(), str(code), asked.slots)
             submit(packed, array, study_folder(runs, name).resolve(), cluster)
     return asked
 
 
-def absolute(place: Place) -> Place:
-    return replace(place, runs=place.runs.resolve(), data=place.data.resolve())
+def placed(place: Place, cluster: Cluster) -> Place:
+    """The place as a job is told of it. Raises ValueError where a run does not fit into a job."""
+    cluster.refuse(place.threads)
+    device = cluster.device_for(place.device)
+    return replace(place, runs=place.runs.resolve(), data=place.data.resolve(), device=device)
 
 
 def submit(jobs: Sequence[Callable[[], Any]], array: Array, folder: Path, cluster: Cluster) -> None:
@@ -151,19 +181,20 @@ def submit(jobs: Sequence[Callable[[], Any]], array: Array, folder: Path, cluste
     executor = submitit.SlurmExecutor(home, max_num_timeout=cluster.requeues)
     # what the job imports is the copy: not this folder, where a job would begin, nor what is installed
     setup = [*cluster.setup, f"cd {_quoted(array.code)} || exit 1", f"export PYTHONPATH={_quoted(array.code)}"]
-    teardown = AGAIN.format(times=cluster.requeues).splitlines()
+    again = AGAIN.format(times=cluster.requeues, home=_quoted(str(home)), quick=QUICK_SECONDS, deaths=QUICK_DEATHS)
     extra = {"requeue": True, **cluster.sbatch}
-    executor.update_parameters(**parameters, setup=setup, teardown=teardown, additional_parameters=extra)
+    executor.update_parameters(**parameters, setup=setup, teardown=again.splitlines(), additional_parameters=extra)
     shielded = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # sbatch too: it ends what it has begun
     config = {name: os.environ[name] for name in ("SLURM_CONF",) if name in os.environ}
     try:
-        with submitit.helpers.clean_env():
+        # what sbatch complains of is printed by submitit and raised as well: told once
+        with submitit.helpers.clean_env(), redirect_stderr(io.StringIO()):
             os.environ.update(config)  # which SLURM it is, is no trace of another job
             with executor.batch():
                 submitted = [executor.submit(job) for job in jobs]
     except (RuntimeError, OSError) as error:
         shutil.rmtree(home, ignore_errors=True)
-        raise ValueError(f"SLURM refused: {' '.join(str(error).split())}") from None
+        raise ValueError(f"SLURM refused: {complaint('sbatch', str(error))}") from None
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, shielded)
     array.job_id = submitted[0].job_id.partition("_")[0]

@@ -17,7 +17,20 @@ from rich.text import Text
 
 from results.files import CorruptFile, read_json
 from results.record import manifest_of, read_manifest, read_record, unfinished
-from studies.jobs import Array, InQueue, all_arrays, arrays, ended_jobs, in_queue, log_of
+from studies.jobs import (
+    Array,
+    InQueue,
+    Queue,
+    all_arrays,
+    arrays,
+    ended_jobs,
+    in_queue,
+    log_of,
+    restarted,
+    stuck_lines,
+    tail,
+    wanted_memory,
+)
 from studies.progress import is_fresh, progress_of, progress_text
 from studies.search_status import search_shown
 
@@ -36,6 +49,7 @@ class State:
     run_id: str
     status: str
     text: str = ""
+    restarts: int = 0  # of the queued job that it was given to
 
     @property
     def column(self) -> str:
@@ -50,6 +64,7 @@ class JobOfRun:
     array: Array
     index: int
     queued: InQueue | None
+    restarts: int
 
     @property
     def job_id(self) -> str:
@@ -57,24 +72,28 @@ class JobOfRun:
 
 
 def look(runs: Path, name: str) -> tuple[list[State], str]:
-    """The state of every cell, and what is to be said of SLURM if it could not be asked.
+    """The state of every cell, and what is to be said of SLURM: that it could not be asked, or holds jobs back.
 
     Raises ValueError for a study that was never run here.
     """
     manifest = manifest_of(runs, name)
     submitted, note = arrays(runs, name), ""
-    queue: dict[tuple[str, int], InQueue] = {}
+    queue: Queue = {}
     try:
         queue = in_queue(name) if submitted else {}
     except ValueError as error:
         note = f"the cluster could not be asked, so what is pending is not known: {error}"
+    asked = not note
+    of_runs = [job for (key, _), job in queue.items() if key in {array.key for array in submitted if any(array.jobs)}]
+    restarts = restarted() if of_runs else {}
+    note = "\n".join([note] * (not asked) + stuck_lines(of_runs, "run"))
     given = {
-        run_id: JobOfRun(array, index, queue.get((array.key, index)))
+        run_id: JobOfRun(array, index, queue.get((array.key, index)), restarts.get(array.job(index), 0))
         for array in submitted
         for index, job in enumerate(array.jobs)
         for run_id in job
     }
-    states = [_state(runs, cell, given.get(cell["run_id"]), not note) for cell in manifest.cells]
+    states = [_state(runs, cell, given.get(cell["run_id"]), asked) for cell in manifest.cells]
     gone = {given[state.run_id].job_id for state in states if state.status == "lost" and state.run_id in given}
     ends = ended_jobs(sorted(gone))
     return [
@@ -86,7 +105,8 @@ def _state(runs: Path, cell: dict[str, Any], given: JobOfRun | None, asked: bool
     run_id = cell["run_id"]
 
     def state(status: str, text: str = "") -> State:
-        return State(cell["arm"], cell["seed"], run_id, status, text)
+        restarts = given.restarts if given and status in ("pending", "waiting", "running") else 0
+        return State(cell["arm"], cell["seed"], run_id, status, text, restarts)
 
     try:
         record = read_record(runs, run_id)
@@ -115,19 +135,17 @@ def _lost(runs: Path, name: str, state: State, given: JobOfRun, ends: dict[str, 
     end = ends.get(given.job_id) or ends.get(given.array.job_id) or "is no longer queued"
     if end == "CANCELLED":
         return State(state.arm, state.seed, state.run_id, "cancelled", "`run` submits them again")
-    lines = tail(log_of(runs, name, given.array, given.index), LOG_LINES)
-    last = "".join(f"\n    {line}" for line in lines) or "; it has said nothing"
-    return State(state.arm, state.seed, state.run_id, "lost", f"lost: its job {given.job_id} {end}{last}")
+    log = log_of(runs, name, given.array, given.index)
+    last = "".join(f"\n    {line}" for line in tail(log, LOG_LINES)) or "; it has said nothing"
+    why = " (out of memory: memory in slurm.toml)" if end != "OUT_OF_MEMORY" and wanted_memory(log) else ""
+    return State(state.arm, state.seed, state.run_id, "lost", f"lost: its job {given.job_id} {end}{why}{last}")
 
 
-def tail(path: Path, lines: int) -> list[str]:
-    """The last lines of a file; none where there is no such file."""
-    try:
-        with path.open("rb") as file:
-            file.seek(max(0, path.stat().st_size - 500 * lines))
-            return file.read().decode(errors="replace").splitlines()[-lines:]
-    except FileNotFoundError:
-        return []
+def _again(state: State) -> str:
+    if not state.restarts:
+        return ""
+    times = f"{state.restarts} time{'s'[: state.restarts > 1]}"
+    return f"; the job was restarted {times}, `python -m studies logs {state.run_id}` says why"
 
 
 def shown(states: Iterable[State], note: str) -> Group:
@@ -141,11 +159,15 @@ def shown(states: Iterable[State], note: str) -> Group:
     for arm, count in counts.items():
         table.add_row(escape(arm), *(str(count[name] or "") for name in columns))
     parts: list[Any] = [table]
-    for (status, text), number in Counter((s.status, s.text) for s in states if s.status in TOGETHER).items():
-        parts.append(Text(f"{number} {status}: {text}"))
+    together: dict[tuple[str, str, int], dict[str, State]] = {}
+    for state in (state for state in states if state.status in TOGETHER):
+        together.setdefault((state.status, state.text, state.restarts), {})[state.run_id] = state
+    for (status, text, _), alike in together.items():
+        parts.append(Text(f"{len(alike)} {status}: {text}{_again(next(iter(alike.values())))}"))
     for state in states:
         if state.text and state.status not in TOGETHER:
-            parts.append(Text(f"{state.arm}, seed {state.seed}: {state.text} ").append(state.run_id, "dim"))
+            said = f"{state.arm}, seed {state.seed}: {state.text}{_again(state)} "
+            parts.append(Text(said).append(state.run_id, "dim"))
     if note:
         parts.append(Text(note, "yellow"))
     return Group(*parts)

@@ -23,14 +23,24 @@ from studies.cluster import Cluster
 from studies.display import Display, winners
 from studies.drive import sole_driver, tune
 from studies.executors import Ended, Executor
-from studies.jobs import Array, arrays, cancel_mark, end_jobs, in_queue, log_of, max_array_size
+from studies.jobs import (
+    Array,
+    arrays,
+    cancel_mark,
+    end_jobs,
+    in_queue,
+    log_of,
+    max_array_size,
+    need,
+    tail,
+    wanted_memory,
+)
 from studies.offers import Offers, Taker
 from studies.packed import Supply
 from studies.plan import shown, split
-from studies.slurm import Job, Stoppable, absolute, submit
+from studies.slurm import Job, Stoppable, placed, submit
 from studies.snapshot import snapshot
 from studies.spec import RunSpec
-from studies.status import tail
 from studies.study import Study
 from studies.train import Place
 from studies.tuning import freeze, searched
@@ -64,11 +74,11 @@ class Worker(Job):
 class Workers(Executor):
     """Slots in jobs of a cluster, for a study's search; by default so many in a job as the cluster's facts say.
 
-    Raises ValueError where there is no SLURM.
+    Raises ValueError where there is no SLURM, or where the runs do not fit into its jobs.
     """
 
     def __init__(self, study: Study, name: str, cluster: Cluster, place: Place, slots: int | None) -> None:
-        self.name, self.cluster, self.place = name, cluster, absolute(place)
+        self.name, self.cluster, self.place = name, cluster, placed(place, cluster)
         self.slots = slots or cluster.slots_for(place.threads)
         self.most = capacity(study, cluster, self.slots)
         self.study = study_folder(self.place.runs, name)
@@ -148,7 +158,7 @@ class Workers(Executor):
             queue = {_named(*at): job for at, job in in_queue(self.name).items() if at[0] in keys}
         except ValueError:  # SLURM does not answer at the moment
             return
-        stuck = {worker for worker, job in queue.items() if "held" in job.reason.lower()}
+        stuck = {worker for worker, job in queue.items() if job.held}
         waiting = {worker for worker, job in queue.items() if job.state == "PENDING"} - stuck
         working = {worker for worker, job in queue.items() if job.state not in ("PENDING", "COMPLETING")}
         # of one that does go on, the runs' locks keep others off
@@ -186,8 +196,9 @@ class Workers(Executor):
         array = next(array for array in self._arrays() if array.key == key)
         log = log_of(self.place.runs, self.name, array, int(index))
         said = [line for line in tail(log, 20) if not line.startswith(("srun:", "slurmstepd:"))]
+        why = " for want of memory" if wanted_memory(log) else ""
         reason = (
-            f"{len(self.broken)} jobs have ended before any of their runs had; the last one said: "
+            f"{len(self.broken)} jobs have ended{why} before any of their runs had; the last one said: "
             f"{said[-1] if said else 'nothing'} ({log})"
         )
         self._end_all(error=reason, fatal=True)
@@ -225,9 +236,13 @@ def wanted_trials(study: Study) -> list[int]:
 
 
 def foreseen(study: Study, name: str, cluster: Cluster, place: Place, slots: int | None) -> list[str]:
-    """What a search would do, a line each, for a person. Raises ValueError if the study declares none."""
+    """What a search would do, a line each, for a person.
+
+    Raises ValueError if the study declares none, or if its runs do not fit into the cluster's jobs.
+    """
     if study.tuning is None:
         raise ValueError(f"study {name} declares no tuning: give its Study a tuning=Tuning(space=..., trials=...)")
+    misfits = cluster.misfits(placed(place, cluster).device, place.threads, slots)
     slots = slots or cluster.slots_for(place.threads)
     most = capacity(study, cluster, slots)
     jobs = -(-most // slots)
@@ -239,13 +254,15 @@ def foreseen(study: Study, name: str, cluster: Cluster, place: Place, slots: int
         f"{wanted} trials x {seeds} seed{'s'[: seeds > 1]}: {over} over, {wanted - over} to go",
         f"at most {most} runs at a time in {jobs} job{'s'[: jobs > 1]} of {slots} slot{'s'[: slots > 1]}",
         "sbatch: " + shown(cluster.parameters(name) | cluster.sbatch),
+        *misfits,
     ]
 
 
 def detached(
     study: Study, name: str, source: str, path: Path, cluster: Cluster, place: Place, slots: int | None, retry: bool
 ) -> str:
-    """Submit a search's driver as a job; its id. Raises ValueError if one is queued or running already."""
+    """Submit a search's driver as a job; its id. Raises ValueError if there is one already, or no SLURM."""
+    need("sbatch")
     folder = study_folder(place.runs, name)
     with sole_driver(folder, name):
         drivers = {array.key for array in arrays(place.runs, name) if array.role == "driver"}
@@ -256,7 +273,7 @@ def detached(
                     f"`python -m studies status {name}` shows how far it is"
                 )
         array = Array(secrets.token_hex(4), [[]], time.time(), str(snapshot(place.runs)), 1, role="driver")
-        driver = Driver(study, name, source, path.resolve(), cluster, absolute(place), slots, retry)
+        driver = Driver(study, name, source, path.resolve(), cluster, placed(place, cluster), slots, retry)
         submit([driver], array, folder.resolve(), cluster.for_driver())
     return array.job_id
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from results.record import RunRecord, read_record, run_folder, study_folder, write_record
 from studies import packed, snapshot
@@ -82,6 +83,50 @@ def test_slots_follow_from_what_a_job_has(asked: dict[str, Any], slots: int) -> 
     assert Cluster(**asked).slots_for(threads=2) == slots
 
 
+@pytest.mark.parametrize(
+    ("asked", "device", "found"),
+    [
+        ({}, "auto", "cpu"),
+        ({"gpus": 1}, "auto", "cuda"),
+        ({"gpus": 1}, "cpu", "cpu"),
+        ({"gpus": 2}, "cuda:1", "cuda:1"),
+        ({"sbatch": {"gres": "gpu:2"}}, "auto", "cuda"),
+        ({"sbatch": {"gpus-per-task": 1}}, "cuda", "cuda"),
+    ],
+)
+def test_the_device_of_a_job_s_runs_follows_from_what_it_asks_for(
+    asked: dict[str, Any], device: str, found: str
+) -> None:
+    assert Cluster(**asked).device_for(device) == found
+
+
+@pytest.mark.parametrize("dry", [True, False])
+@pytest.mark.parametrize(
+    ("device", "threads", "message"),
+    [
+        ("cuda", 1, "^--device cuda needs GPUs, and jobs ask for none: set gpus in slurm.toml$"),
+        ("cuda:0", 1, "--device cuda:0 needs GPUs"),
+        ("gpu", 1, "there is no device 'gpu'; known: auto, cpu, cuda, cuda:N"),
+        ("cpu", 3, "^--threads 3 is more than a job has CPUs: it asks for 2, by cpus in slurm.toml$"),
+    ],
+)
+def test_what_does_not_fit_into_a_job_is_refused_before_anything_is_written(
+    device: str, threads: int, message: str, dry: bool, tmp_path: Path
+) -> None:
+    place = Place(tmp_path / "runs", tmp_path / "data", device, threads)
+    with pytest.raises(ValueError, match=message):
+        launch(STUDY, "s", "s.py", Cluster(cpus=2, sbatch={"partition": "gpu"}), place, dry=dry)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_what_a_job_lacks_or_leaves_idle_is_said() -> None:
+    assert Cluster(cpus=4).misfits("cpu", 2, None) == Cluster(cpus=4, gpus=2).misfits("cuda", 2, 2) == []
+    assert Cluster(cpus=4).misfits("cpu", 2, 3) == ["3 slots of 2 threads share the 4 CPUs of a job (cpus)"]
+    assert Cluster(gpus=2).misfits("cuda", 1, None) == ["2 slots share the 1 CPU of a job (cpus)"]
+    (idle,) = Cluster(gpus=4).misfits("cuda", 1, 1)
+    assert idle == "3 of the 4 GPUs of a job stay idle (slots)"
+
+
 # the plan
 
 
@@ -98,7 +143,7 @@ def test_a_plan_takes_what_is_neither_done_nor_queued(tmp_path: Path) -> None:
     call(tmp_path, stop_after=2)
     ran, queued = ids(STUDY)[:2], ids(STUDY)[4]
     found = plan(tmp_path / "runs", STUDY.cells(), Cluster(runs_per_job=2, cpus=4), 1, queued={queued}, max_array=1)
-    assert (found.cells, found.done, found.failed, found.queued, found.slots) == (6, 2, 0, 1, 4)
+    assert (found.distinct, found.done, found.failed, found.queued, found.slots) == (6, 2, 0, 1, 4)
     assert [spec.run_id for spec in found.runs] == [i for i in ids(STUDY) if i not in [*ran, queued]]
     assert [[len(job) for job in array] for array in found.arrays] == [[1], [2]]
     lines = plan_lines(found, "s")
@@ -126,6 +171,21 @@ def test_what_was_never_measured_has_unknown_hours(tmp_path: Path) -> None:
     found = plan(tmp_path / "runs", STUDY.cells(), Cluster(), 1)
     assert plan_lines(found, "s")[-1] == "hours: unknown, no run of this study was measured yet"
     assert "MaxArraySize unknown" in plan_lines(found, "s")[1] and len(found.arrays) == 1
+
+
+def test_a_run_that_two_arms_share_counts_once(tmp_path: Path) -> None:
+    same = study(arms={"ldn": LINEAR, "again": LINEAR}, factors={})
+    found = plan(tmp_path / "runs", same.cells(), Cluster(), 1)
+    assert plan_lines(found, "s")[0] == (
+        "2 runs (2 of them shared by several arms): 0 done, 0 failed, 0 queued or running, 2 to submit"
+    )
+    spec, other = {cell.seed: cell.spec for cell in same.cells()}.values()
+    damaged = run_folder(tmp_path / "runs", other.run_id) / "record.json"
+    damaged.parent.mkdir(parents=True)
+    damaged.write_text("{")
+    write_record(tmp_path / "runs", RunRecord(run_id=spec.run_id, spec=canonical(spec), status="done"))
+    found = plan(tmp_path / "runs", same.cells(), Cluster(), 1)
+    assert (found.distinct, found.done, found.failed, len(found.runs)) == (2, 1, 1, 0)
 
 
 def test_failed_runs_are_planned_again_on_request_alone(tmp_path: Path) -> None:
@@ -307,7 +367,7 @@ def test_a_study_submitted_and_run_equals_one_driven_here(site: Path, tmp_path: 
         for index in range(len(array.jobs)):
             said, _ = (job := start(site, array, index)).communicate(timeout=120)
             assert job.returncode == 0, said
-            assert said.count(" done") == 3 and "begins: " in said
+            assert said.count(" done") == 3 and "begins: " in said and "2 slots on cpu" in said
     assert outcomes(tmp_path) == outcomes(whole)
     for run_id in ids(STUDY):
         (attempt,) = read_record(tmp_path / "runs", run_id).attempts  # type: ignore[union-attr]
@@ -351,6 +411,48 @@ def test_a_job_that_is_killed_is_queued_again_one_that_fails_is_not(site: Path, 
     assert start(site, array, 0).wait(60) == 1 and not (site / "requeued").exists()
 
 
+def test_a_job_killed_soon_after_its_start_too_often_is_not_queued_again(
+    site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (site / "srun").write_text("#!/bin/bash\nkill -9 $$\n")
+    first, array = submitted(tmp_path)  # a job alone, and an array of two
+
+    def dies(index: int, seconds: int = 0, job: Array = array, code: int = 137) -> tuple[bool, str]:
+        """Whether the job was queued again, and what it said."""
+        monkeypatch.setenv("SECONDS", str(seconds))  # with which a shell begins to count
+        (site / "requeued").unlink(missing_ok=True)
+        said, _ = (started := start(site, job, index)).communicate(timeout=60)
+        assert started.returncode == code, said
+        return (site / "requeued").exists(), said
+
+    for seconds in (0, 0, 0, 0, 0, 500, 119, 0, 0, 0, 0):
+        assert dies(0, seconds)[0]
+    assert dies(1)[0] and dies(0, job=first)[0]  # each job counts for itself
+    again, said = dies(0)
+    assert not again
+    assert "not queued again: it was killed (exit code 137) within 120 s of its start 6 times in a row" in said
+    (site / "srun").write_text("#!/bin/bash\nexit 255\n")  # as one that was told to stop
+    assert not dies(1, code=255)[0]
+    assert [path.name for path in (study_folder(tmp_path / "runs", "s") / "slurm").glob("*/deaths-*")] != []
+    (site / "srun").write_text("#!/bin/bash\nkill -9 $$\n")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "100")
+    again, said = dies(1)
+    assert not again and "it was killed (exit code 137) and was queued again 100 times already" in said
+
+
+def test_a_job_that_was_to_have_a_gpu_trains_on_nothing_else(site: Path, tmp_path: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("CUDA can be used here")
+    place = Place(tmp_path / "runs", tmp_path / "data", "auto")
+    launch(STUDY, "s", "s.py", Cluster(runs_per_job=6, gpus=1), place)
+    (array,) = arrays(tmp_path / "runs", "s")
+    said, _ = (job := start(site, array, 0)).communicate(timeout=60)
+    assert job.returncode == 1 and "Traceback" not in said, said
+    sentence = said.splitlines()[-1]
+    assert re.fullmatch(r"the job is to train on a GPU, but CUDA cannot be used on .+: .+", sentence)
+    assert not any(run_folder(tmp_path / "runs", run_id).exists() for run_id in ids(STUDY))
+
+
 def _family(pid: int) -> list[int]:
     """The processes below a job's shell."""
     below = [int(i) for i in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
@@ -374,6 +476,23 @@ def test_what_is_queued_is_not_submitted_again(site: Path, tmp_path: Path) -> No
     assert third.jobs == first.jobs and len(arrays(tmp_path / "runs", "s")) == 3
 
 
+def test_jobs_that_slurm_holds_are_named_and_not_submitted_again(site: Path, tmp_path: Path) -> None:
+    first, second = submitted(tmp_path)
+    held = [f"s.{second.key}|{second.job_id}|{index}|PENDING|launch failed requeued held||1:00" for index in (0, 1)]
+    never = f"s.{first.key}|{first.job_id}|N/A|PENDING|PartitionTimeLimit||1:00"
+    (site / "queue").write_text("\n".join([*held, never]))
+    place = Place(tmp_path / "runs", tmp_path / "data", "cpu")
+    for dry in (True, False):
+        asked = launch(STUDY, "s", "s.py", PACKED, place, dry=dry)
+        assert asked.queued == 6 and not asked.jobs and len(arrays(tmp_path / "runs", "s")) == 2
+        assert asked.notes == [
+            f"2 jobs ({second.job_id}_0, {second.job_id}_1) will not begin by themselves, launch failed requeued held: "
+            f"`scontrol release JOB`, or `python -m studies cancel NAME` and `run --on slurm` again",
+            f"1 job ({first.job_id}) will not begin by itself, PartitionTimeLimit: "
+            f"after a change of slurm.toml `python -m studies cancel NAME` and `run --on slurm` again",
+        ]
+
+
 def test_a_failed_run_is_submitted_again_with_its_attempts(site: Path, tmp_path: Path) -> None:
     spec = STUDY.cells()[0].spec
     failed = RunRecord(run_id=spec.run_id, spec=canonical(spec), status="failed", reason="x", attempts=[{"node": "n"}])
@@ -385,10 +504,16 @@ def test_a_failed_run_is_submitted_again_with_its_attempts(site: Path, tmp_path:
     assert json.loads((run_folder(tmp_path / "runs", spec.run_id) / "attempts.json").read_text())["attempts"]
 
 
-def test_a_refusal_of_slurm_s_is_one_sentence_and_leaves_no_array(site: Path, tmp_path: Path) -> None:
-    (site / "sbatch").write_text("#!/bin/bash\necho 'sbatch: error: invalid partition specified: gpux' >&2\nexit 1\n")
-    with pytest.raises(ValueError, match=r"SLURM refused: .*invalid partition specified: gpux"):
+def test_a_refusal_of_slurm_s_is_one_sentence_and_leaves_no_array(
+    site: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    lines = ("invalid partition specified: gpux", "Batch job submission failed: Invalid partition name specified")
+    complaints = "\n".join(f"echo 'sbatch: error: {line}' >&2" for line in lines)
+    (site / "sbatch").write_text(f"#!/bin/bash\n{complaints}\nexit 1\n")
+    with pytest.raises(ValueError) as refused:
         submitted(tmp_path)
+    assert str(refused.value) == f"SLURM refused: {lines[0]}; {lines[1]}"
+    assert capfd.readouterr().err == ""  # told once
     assert arrays(tmp_path / "runs", "s") == []
 
 

@@ -41,9 +41,15 @@ def submitted(runs: Path, jobs: list[list[str]], key: str = "abcd0123", job_id: 
     return folder
 
 
-def answers(monkeypatch: pytest.MonkeyPatch, queue: dict[tuple[str, int], InQueue], ends: dict[str, str]) -> None:
+def answers(
+    monkeypatch: pytest.MonkeyPatch,
+    queue: dict[tuple[str, int], InQueue],
+    ends: dict[str, str],
+    restarts: dict[str, int] | None = None,
+) -> None:
     monkeypatch.setattr(status, "in_queue", lambda name: queue)
     monkeypatch.setattr(status, "ended_jobs", lambda ids: {i: ends[i] for i in ids if i in ends})
+    monkeypatch.setattr(status, "restarted", lambda: restarts or {})
 
 
 def printed(runs: Path) -> str:
@@ -82,6 +88,48 @@ def test_every_run_of_a_submitted_study_is_somewhere(tmp_path: Path, monkeypatch
     assert "1 cancelled: `run` submits them again" in said and "stopped at step 40 (40%)" in said
 
 
+def test_restarts_and_jobs_that_slurm_holds_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = declared(tmp_path, 6)
+    submitted(tmp_path, [ids[:2], ids[2:4], ids[4:5], ids[5:]])
+    write_json(run_folder(tmp_path, ids[2]) / "progress.json", REPORT | {"time": time.time()})
+    queue = {
+        ("abcd0123", 0): InQueue("12_0", "PENDING", "BeginTime", "", "4:00:00"),
+        ("abcd0123", 1): InQueue("12_1", "RUNNING", "None", "n2", "3:00:00"),
+        ("abcd0123", 2): InQueue("12_2", "PENDING", "JobHeldAdmin", "", "4:00:00"),
+        ("abcd0123", 3): InQueue("12_3", "PENDING", "Priority", "", "4:00:00"),
+        ("ffff0123", 0): InQueue("17", "PENDING", "JobHeldUser", "", "4:00:00"),  # of the study's search, say
+    }
+    answers(monkeypatch, queue, {}, {"12_0": 4, "12_1": 1})
+    said = printed(tmp_path)
+    assert f"2 pending: BeginTime; the job was restarted 4 times, `python -m studies logs {ids[0]}` says why\n" in said
+    assert re.search(rf"on n2, job 12_1 .*; the job was restarted 1 time, `.* logs {ids[2]}` says why {ids[2]}\n", said)
+    assert re.search(rf"1 waiting: for a slot of job 12_1 .*restarted 1 time, `.* logs {ids[3]}` says why\n", said)
+    assert "1 pending: Priority\n" in said and "1 pending: JobHeldAdmin\n" in said
+    assert said.endswith(
+        "1 job (12_2) will not begin by itself, JobHeldAdmin: `scontrol release JOB`, "
+        "or `python -m studies cancel NAME` and `run --on slurm` again\n"
+    )
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "slurmstepd: error: StepId=3.0 exceeded memory limit (300000000 > 104857600), being killed",
+        "slurmstepd: error: Detected 1 oom_kill event in StepId=3.0. Some of the step tasks have been OOM Killed.",
+        "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB",
+    ],
+)
+def test_a_job_that_wanted_memory_is_said_to_have(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = declared(tmp_path, 1)
+    folder = submitted(tmp_path, [ids])
+    (folder / "12_0_log.out").write_text("\n".join([line, "srun: one", "srun: two", "srun: three"]))
+    answers(monkeypatch, {}, {"12": "FAILED"})
+    said = printed(tmp_path)
+    assert "ldn, seed 0: lost: its job 12 FAILED (out of memory: memory in slurm.toml)\n    srun: one\n" in said
+    answers(monkeypatch, {}, {"12": "OUT_OF_MEMORY"})
+    assert "lost: its job 12 OUT_OF_MEMORY\n" in printed(tmp_path)
+
+
 def test_a_run_given_to_a_second_job_is_that_job_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ids = declared(tmp_path, 1)
     submitted(tmp_path, [ids])
@@ -113,6 +161,12 @@ def test_what_squeue_says_is_understood(monkeypatch: pytest.MonkeyPatch) -> None
         ("abcd0123", 3): InQueue("12_3", "RUNNING", "None", "n1", "1-00:00:00"),
         ("ffff0123", 0): InQueue("14", "PENDING", "Priority", "", "4:00:00"),
     }
+    counts = [
+        "12                  3                   0         ",
+        "14                  N/A                 7         ",
+    ]
+    monkeypatch.setattr(jobs, "ask", lambda *command: "\n".join(counts))
+    assert jobs.restarted() == {"12_3": 0, "14": 7}
     monkeypatch.setattr(jobs, "ask", lambda *command: "12_[1-9%2]|CANCELLED by 0\n12_0|NODE_FAIL\n")
     assert jobs.ended_jobs(["12_0", "12_1"]) == {"12": "CANCELLED", "12_0": "NODE_FAIL"}
 
@@ -167,16 +221,19 @@ def test_a_search_is_shown_with_its_driver_and_its_jobs(tmp_path: Path, monkeypa
     write_json(run_folder(tmp_path, ids[2]) / "progress.json", REPORT | {"time": time.time()})
     queue = {
         ("abcd0123", 0): InQueue("12_0", "RUNNING", "None", "n2", "3:00:00"),
-        ("abcd0123", 1): InQueue("12_1", "PENDING", "Priority", "", "4:00:00"),
+        ("abcd0123", 1): InQueue("12_1", "PENDING", "JobHeldUser", "", "4:00:00"),
     }
     monkeypatch.setattr(search_status, "in_queue", lambda name: queue)
+    monkeypatch.setattr(search_status, "restarted", lambda: {"12_0": 2, "12_1": 0})
     with sole_driver(study_folder(tmp_path, "s"), "s"):
         said = printed(tmp_path)
     assert re.search(r"ldn +1 +2 +5 +1 +valid.accuracy 0.75", said), said
     assert "ldn, trial 1: failed: KeyError: x 0000000000000001" in said
     assert "ldn, trial 2: step 40, loss 0.250" in said and "ldn, trial 3: waiting for a free slot" in said
     assert f"driven by process {os.getpid()} on " in said
-    assert "1 worker job running" in said and "1 worker job pending (Priority)" in said
+    assert "1 worker job running" in said and "1 worker job pending (JobHeldUser)" in said
+    assert f"job 12_0 was restarted 2 times, {folder / '12_0_0_log.out'} says why" in said
+    assert "1 job (12_1) will not begin by itself, JobHeldUser: `scontrol release JOB`" in said
     assert "7 trials to go, and nobody drives: `tune` goes on" in printed(tmp_path)
 
 

@@ -110,6 +110,34 @@ def test_cancelling_ends_the_driver(site: Path, tmp_path: Path) -> None:
     assert not tally.fatal and tally.done == 0 and {t["status"] for t in listed(tmp_path).history} == {"running"}
 
 
+@pytest.mark.parametrize(
+    ("device", "threads", "message"),
+    [
+        ("cuda", 1, "--device cuda needs GPUs, and jobs ask for none"),
+        ("cpu", 3, "--threads 3 is more than a job has CPUs"),
+    ],
+)
+def test_a_search_that_does_not_fit_into_jobs_is_refused(
+    device: str, threads: int, message: str, site: Path, tmp_path: Path
+) -> None:
+    at = Place(tmp_path / "runs", tmp_path / "data", device, threads)
+    for refused in (
+        lambda: foreseen(STUDY, "s", FACTS, at, None),
+        lambda: Workers(STUDY, "s", FACTS, at, None),
+    ):
+        with pytest.raises(ValueError, match=message):
+            refused()
+    assert not (tmp_path / "runs").exists()
+    assert foreseen(STUDY, "s", FACTS, place(tmp_path), 3)[-1] == "3 slots share the 2 CPUs of a job (cpus)"
+
+
+def test_a_driver_job_without_a_cluster_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ValueError, match=r"there is no SLURM on this machine \(sbatch is not on the PATH\)"):
+        detached(STUDY, "s", "s.py", tmp_path / "s.py", FACTS, place(tmp_path), None, False)
+    assert not (tmp_path / "runs").exists()
+
+
 def test_a_second_driver_job_is_refused(site: Path, tmp_path: Path) -> None:
     facts = Cluster(cpus=8, gpus=1, memory=64, sbatch={"gres": "gpu:1"}, driver={"partition": "cpu"})
     asked = (STUDY, "s", "s.py", tmp_path / "s.py", facts, place(tmp_path), None, False)

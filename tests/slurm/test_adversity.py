@@ -8,10 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from results.record import read_record, run_folder
+from studies import slurm
 from studies.cluster import Cluster
-from studies.jobs import arrays, cancel, in_queue, log_of
+from studies.jobs import arrays, cancel, in_queue, log_of, restarted
 from studies.slurm import launch
 from studies.train import Place
 from tests.slurm.machine import Machine
@@ -78,12 +80,45 @@ def test_a_job_that_does_not_start_says_why(machine: Machine, tmp_path: Path) ->
     (array,) = submitted(tmp_path, STUDY, held)
     told = status(tmp_path)
     assert "6 pending: JobHeldUser" in told, told
+    assert f"1 job ({array.job_id}) will not begin by itself, JobHeldUser: `scontrol release JOB`, or" in told, told
     assert not log_of(tmp_path / "runs", "s", array, 0).exists()
     assert cancel(tmp_path / "runs", "s") == 1
     machine.wait_until(lambda: not in_queue("s"), "the job is gone")
     machine.wait_until(lambda: "6 cancelled" in status(tmp_path), "it is accounted as cancelled", timeout=60, every=2)
-    with pytest.raises(ValueError, match=r"SLURM refused: .*(node configuration|Memory|memory)"):
+    with pytest.raises(ValueError, match=r"^SLURM refused: (?!sbatch).*(node configuration|Memory|memory)"):
         submitted(tmp_path, STUDY, Cluster(memory=10**6))
     assert len(arrays(tmp_path / "runs", "s")) == 1
     submitted(tmp_path, STUDY, Cluster(time="1:00:00", runs_per_job=6, cpus=2, memory=3))
     machine.wait_until(lambda: finished(tmp_path, STUDY), "all runs have ended", timeout=120)
+
+
+def test_a_job_of_too_little_memory_is_not_queued_again_for_ever(
+    machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(slurm, "QUICK_DEATHS", 3)
+    (array,) = submitted(tmp_path, LONG, Cluster(time="1:00:00", runs_per_job=2, cpus=2, memory=0.1))
+    told: list[str] = []
+
+    def ended() -> bool:
+        """Whether it has; meanwhile its restarts are told."""
+        if not told and restarted().get(array.job_id):
+            told.append(status(tmp_path))
+        return not in_queue("s")
+
+    machine.wait_until(ended, "the job has ended", timeout=120)
+    assert re.search(rf"restarted [12] times?, `python -m studies logs {ids(LONG)[0]}` says why", told[0]), told[0]
+    machine.wait_until(lambda: machine.state(array.job_id) == "FAILED", "it is accounted as failed")
+    lost = status(tmp_path)
+    assert lost.count(f"lost: its job {array.job_id} FAILED (out of memory: memory in slurm.toml)") == 2, lost
+    assert "not queued again: it was killed (exit code 137) within 120 s of its start 3 times in a row" in lost, lost
+    assert said(tmp_path).count("Starting with JobEnvironment") <= 3
+
+
+def test_a_job_without_the_gpu_that_it_asked_for_says_so(machine: Machine, tmp_path: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("CUDA can be used here")
+    facts = Cluster(time="1:00:00", runs_per_job=2, gpus=1, memory=3)
+    launch(LONG, "s", "s.py", facts, Place(tmp_path / "runs", tmp_path / "data", "auto"))
+    machine.wait_until(lambda: not in_queue("s"), "the job has ended", timeout=60)
+    told = status(tmp_path)
+    assert told.count("the job is to train on a GPU, but CUDA cannot be used on ") == 2 and "FAILED" in told, told
