@@ -129,7 +129,7 @@ def stuck_lines(jobs: Iterable[InQueue], command: str) -> list[str]:
     for (reason, held), ids in by_reason.items():
         more = f" and {len(ids) - NAMED} more" if len(ids) > NAMED else ""
         which = f"{len(ids)} job{'s'[: len(ids) > 1]} ({', '.join(ids[:NAMED])}{more})"
-        anew = f"`python -m studies cancel NAME` and `{command} --on slurm` again"
+        anew = f"`python -m studies cancel NAME` and `python -m studies {command} NAME --on slurm`"
         advice = f"`scontrol release JOB`, or {anew}" if held else f"after a change of slurm.toml {anew}"
         lines.append(f"{which} will not begin by {'itself' if len(ids) == 1 else 'themselves'}, {reason}: {advice}")
     return lines

@@ -487,9 +487,9 @@ def test_jobs_that_slurm_holds_are_named_and_not_submitted_again(site: Path, tmp
         assert asked.queued == 6 and not asked.jobs and len(arrays(tmp_path / "runs", "s")) == 2
         assert asked.notes == [
             f"2 jobs ({second.job_id}_0, {second.job_id}_1) will not begin by themselves, launch failed requeued held: "
-            f"`scontrol release JOB`, or `python -m studies cancel NAME` and `run --on slurm` again",
+            f"`scontrol release JOB`, or `python -m studies cancel NAME` and `python -m studies run NAME --on slurm`",
             f"1 job ({first.job_id}) will not begin by itself, PartitionTimeLimit: "
-            f"after a change of slurm.toml `python -m studies cancel NAME` and `run --on slurm` again",
+            f"after a change of slurm.toml `python -m studies cancel NAME` and `python -m studies run NAME --on slurm`",
         ]
 
 

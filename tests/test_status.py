@@ -107,7 +107,7 @@ def test_restarts_and_jobs_that_slurm_holds_are_told(tmp_path: Path, monkeypatch
     assert "1 pending: Priority\n" in said and "1 pending: JobHeldAdmin\n" in said
     assert said.endswith(
         "1 job (12_2) will not begin by itself, JobHeldAdmin: `scontrol release JOB`, "
-        "or `python -m studies cancel NAME` and `run --on slurm` again\n"
+        "or `python -m studies cancel NAME` and `python -m studies run NAME --on slurm`\n"
     )
 
 

@@ -16,7 +16,7 @@ from studies.cluster import Cluster
 from studies.jobs import arrays, cancel, in_queue, log_of, restarted
 from studies.slurm import launch
 from studies.train import Place
-from tests.slurm.machine import Machine
+from tests.slurm.machine import NODES, Machine
 from tests.slurm.test_launch import HOUR, LONG, finished, said, submitted
 from tests.slurm.test_search import studies
 from tests.test_drive import STUDY, call, ids, outcomes
@@ -89,6 +89,23 @@ def test_a_job_that_does_not_start_says_why(machine: Machine, tmp_path: Path) ->
         submitted(tmp_path, STUDY, Cluster(memory=10**6))
     assert len(arrays(tmp_path / "runs", "s")) == 1
     submitted(tmp_path, STUDY, Cluster(time="1:00:00", runs_per_job=6, cpus=2, memory=3))
+    machine.wait_until(lambda: finished(tmp_path, STUDY), "all runs have ended", timeout=120)
+
+
+def test_a_job_whose_launch_failed_is_named_and_goes_on_when_released(machine: Machine, tmp_path: Path) -> None:
+    facts = Cluster(time="1:00:00", runs_per_job=6, cpus=2, memory=3)
+    with machine.configured(extra=("Prolog=/bin/false",)):  # as on a node that is not in order, which SLURM drains
+        (array,) = submitted(tmp_path, STUDY, facts)
+        machine.wait_until(lambda: any(job.held for job in in_queue("s").values()), "the job is held", timeout=60)
+    sentence = f"1 job ({array.job_id}) will not begin by itself, launch failed requeued held: `scontrol release JOB`"
+    told = status(tmp_path)
+    assert sentence in told and "6 pending: launch failed requeued held" in told, told
+    again = launch(STUDY, "s", "s.py", facts, Place(tmp_path / "runs", tmp_path / "data", "cpu"))
+    assert (again.queued, again.jobs) == (6, []) and again.notes[0].startswith(sentence)
+    for node in NODES:
+        if "DRAIN" in machine.node_state(node):
+            machine.call("scontrol", "update", f"nodename={node}", "state=resume")
+    machine.call("scontrol", "release", array.job_id)
     machine.wait_until(lambda: finished(tmp_path, STUDY), "all runs have ended", timeout=120)
 
 
