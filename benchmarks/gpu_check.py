@@ -2,12 +2,12 @@
 
     make gpu-check OUT=folder        or        python -m benchmarks.gpu_check --out folder
 
-First what must be right (the tests marked gpu and those of the kernels, compiled on the GPU), then what has targets
-(the operators, whole models), then training and the bench; the longest last, with the time that is left. A part is a
-process with a time limit of its own, and one that fails or is cut off stops no other. `folder/gpu-check.tar.gz`
-(summary.md, a log a part, records and tables) is renewed after every part. Nothing is installed or downloaded: it runs
-in the Python that it is called with, or in the environment that `make` has built, if only that one has what the suite
-needs and this one sees no GPU.
+First what the operators need is compiled; then what must be right (their tests, on the GPU), what has targets (the
+operators, whole models), the tests marked gpu, training and the bench; the longest last, with the time that is left.
+A part is a process with a time limit of its own, and one that fails or is cut off stops no other.
+`folder/gpu-check.tar.gz` (summary.md, a log a part, records and tables) is renewed after every part. Nothing is
+installed or downloaded: it runs in the Python that it is called with, or in the environment that `make` has built, if
+only that one has what the suite needs and this one sees no GPU.
 
 Without a GPU the same parts run small, kernels in Triton's interpreter, which shows that they run and nothing else.
 """
@@ -26,8 +26,10 @@ import tarfile
 import tempfile
 import time
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +38,7 @@ LIMIT = 460.0  # seconds for everything
 GRACE = 10.0  # seconds in which a part that is cut off may keep what it has: tests their summary, bench its records
 SHORTEST = 5.0  # a part that has less left is not begun
 SHOWN = 60  # lines of a log in the summary
-NEEDED = ("torch", "numpy", "pandas", "fvcore", "typer")
+NEEDED = ("torch", "triton", "numpy", "pandas", "fvcore", "iopath", "yacs", "termcolor", "typer", "pytest")
 LEFT_OUT = (".pt", "lock")  # of the archive: weights, and what only a running run needs
 NO_GPU = (
     "No GPU was found: the kernels are tested in Triton's interpreter, bench and training are small, and nothing of "
@@ -64,6 +66,7 @@ def parts(facts: dict[str, Any], quick: bool, folder: Path) -> list[Part]:
     test = ["-m", "pytest", "-v", "--tb=short", "-rfE", "--durations=5", "-p", "no:cacheprovider"]
     side_by_side = ["-n", str(min(12, os.cpu_count() or 4))] if facts["gpu"] and facts.get("xdist") else []
     test += ["--continue-on-collection-errors", *side_by_side]
+    no_gpu_needed = ["-k", "not compiled_for"] if facts["gpu"] else []  # done wherever Triton is
     own, kernels = ["tests/test_step.py", "tests/test_gpu.py"], sorted((ROOT / "tests").glob("test_kernel_*.py"))
     operators = [*(f"tests/{path.name}" for path in kernels), "tests/test_operators.py", "tests/test_diffuse.py"]
     kept = ["--runs", str(folder / "runs"), "--out", str(folder / "reports")]
@@ -76,6 +79,7 @@ def parts(facts: dict[str, Any], quick: bool, folder: Path) -> list[Part]:
         return [
             Part("tests", [*test, *own], 40),
             Part("tests of kernels", [*test, *operators], 340),
+            Part("compiling", ["-m", "benchmarks.gpu_check", "--compile"], 20),
             Part("bench of operators", [*bench, "operators", *tiny], 40),
             Part("bench at 64", [*bench, *tiny], 40),
             Part("models", ["-m", "benchmarks.models", "--short"], 30),
@@ -83,22 +87,52 @@ def parts(facts: dict[str, Any], quick: bool, folder: Path) -> list[Part]:
         ]
     timed = ["--seconds", "0.25", "--lengths"]
     return [
-        Part("tests", [*test, *own], 100),
-        Part("tests of kernels", [*test, *operators], 110),
+        Part("compiling", ["-m", "benchmarks.gpu_check", "--compile"], 80),
+        Part("tests of kernels", [*test, *no_gpu_needed, *operators], 110),
         Part("bench of operators", [*bench, "operators", *timed, "4096"], 90),
-        Part("models", ["-m", "benchmarks.models"], 110),
+        Part("models", ["-m", "benchmarks.models"], 120),
+        Part("tests", [*test, *own], 60),
         Part("training", train, 120),
         Part("bench at 1K", [*bench, *timed, "1024"], 40),
-        Part("bench at 4K", [*bench, *timed, "4096"], 45),
         Part("one layer", ["-m", "benchmarks.layer"], 240),
     ]
+
+
+def missing() -> list[str]:
+    """What the suite needs and this Python lacks."""
+    return [name for name in NEEDED if importlib.util.find_spec(name) is None]
 
 
 def interpreter() -> str:
     """This Python if it has what the suite needs or sees a GPU, or if no other is at hand."""
     built = ROOT / ".venv/bin/python"
-    lacking = [name for name in NEEDED if importlib.util.find_spec(name) is None]
-    return str(built) if lacking and built.exists() and not sees_gpu() else sys.executable
+    return str(built) if missing() and built.exists() and not sees_gpu() else sys.executable
+
+
+def compile_operators() -> None:
+    """Compile what `bench operators` runs, all cases at once, each in a process: what is compiled is kept on disk."""
+    import torch
+
+    from studies.operators import CASES
+
+    if not torch.cuda.is_available():
+        print("nothing is compiled without a GPU")
+        return
+    with ProcessPoolExecutor(min(len(CASES), os.cpu_count() or 1), mp_context=get_context("spawn")) as pool:
+        for case, seconds in zip(CASES, pool.map(_compiled, CASES), strict=True):
+            print(f"{case}: {seconds:.0f} s", flush=True)
+
+
+def _compiled(case: str) -> float:
+    from studies.operators import OperatorSubject, size
+
+    began, shape = time.perf_counter(), size("cuda")
+    workload = OperatorSubject(case, shape.width, shape.tokens // 4096, 4096, fused=True).build(
+        "cuda", "bfloat16", False
+    )
+    for work in workload.works.values():
+        work()
+    return time.perf_counter() - began
 
 
 def sees_gpu() -> bool:
@@ -226,6 +260,9 @@ def check(out: Path, quick: bool) -> bool:
     """Run all parts, renewing the archive after each; whether all of them passed."""
     began, python, archive = time.perf_counter(), interpreter(), out / "gpu-check.tar.gz"
     out.mkdir(parents=True, exist_ok=True)
+    if sees_gpu() and (lacking := missing()):
+        print(f"{python} sees a GPU but lacks {', '.join(lacking)}: install them first, time on a GPU is short")
+        return False
     facts = asked_machine(python)
     print(facts["device"] if facts["gpu"] else NO_GPU, flush=True)
     outcomes: list[Outcome] = []
@@ -250,9 +287,14 @@ def check(out: Path, quick: bool) -> bool:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--out", type=Path, required=True, help="the folder that gpu-check.tar.gz is written to")
+    parser.add_argument(
+        "--out", type=Path, default=Path("reports"), help="the folder that gpu-check.tar.gz is written to"
+    )
     parser.add_argument("--quick", action="store_true", help="only whether the check itself works")
+    parser.add_argument("--compile", action="store_true", help="only compile what the bench of operators runs")
     asked = parser.parse_args()
+    if asked.compile:
+        return compile_operators()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: the part that runs is ended and told of
     sys.exit(0 if check(asked.out.resolve(), asked.quick) else 1)
 

@@ -211,7 +211,9 @@ def split(rows: int, tokens: int, width: int, processors: int) -> tuple[int, int
     it sums in float16; and a multiple of 128, whole blocks.
     """
     wanted = min(4 * processors // rows, tokens // (8 * width))
-    length = triton.cdiv(triton.cdiv(tokens, max(wanted, 1)), 128) * 128
+    if wanted <= 1:  # said as a constant: a compiler that sees through it would keep a symbol that is always 1
+        return 1, triton.cdiv(tokens, 128) * 128
+    length = triton.cdiv(triton.cdiv(tokens, wanted), 128) * 128
     return triton.cdiv(tokens, length), length
 
 
