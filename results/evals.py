@@ -132,7 +132,7 @@ def _cell(rows: pd.DataFrame, metric: str, runs: int) -> str:
         return "cannot"
     digits = 1 if scale(metric) == 100 else 3
     spread = f" ± {values.std():.{digits}f}" if len(values) > 1 else ""
-    return f"{values.mean():.{digits}f}{spread}" + (f" (n {len(values)})" if len(values) < runs else "")
+    return f"{round(values.mean(), 10):.{digits}f}{spread}" + (f" (n {len(values)})" if len(values) < runs else "")
 
 
 def _explained(frame: pd.DataFrame, metric: str) -> str:

@@ -165,7 +165,8 @@ def cells(rows: pd.DataFrame, metric: str, escape: Write, bold: Write, italic: W
     Throughput and memory are columns where they were measured, p where the seeds can show anything.
     """
     rows = rows if "kind" in rows else arranged(rows)
-    scaled = rows[["mean", "sd", "difference", "low", "high"]] * scale(metric)
+    # a mean of 97.95 is one, however its sum was rounded: else tables and figures round it to different tenths
+    scaled = (rows[["mean", "sd", "difference", "low", "high"]] * scale(metric)).round(10)
     ours = rows["kind"] == "arm"
     form = f"z.{_decimals(metric, scaled['mean'][ours], scaled['sd'][ours])}f"
     numbers = {name: _padded(_numbers(scaled[name], form)) for name in ("mean", "sd")}

@@ -110,7 +110,7 @@ def _pair_means(names: list[str], y: np.ndarray, first: str, second: str) -> tup
 
 
 def _cell(mean: float, n: int, form: str) -> str:
-    return f"{mean:{form}}\nn = {n}" if n else "–"
+    return f"{round(mean, 10):{form}}\nn = {n}" if n else "–"  # as in the table
 
 
 def _short(name: str) -> str:
