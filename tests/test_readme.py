@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from studies import catalogue
@@ -50,3 +51,17 @@ def test_every_make_target_it_names_exists():
     named = {"ablation", "test", "test-slurm", "bench", "gpu-check"}
     assert set(re.findall(r"\bmake ([\w-]+)", TEXT)) - named == set()
     assert named <= set(targets)
+
+
+@pytest.mark.parametrize("study", ["axes", "digits", "kernels", "steps"])
+def test_a_measured_table_follows_from_its_runs(study):
+    folder = ROOT / "results/measured" / study
+    runs = pd.read_csv(folder / "runs.csv").groupby("arm")["test.accuracy"]
+    cells = {}
+    for line in (folder / "table.md").read_text().partition("\n## ")[0].splitlines():
+        if line.startswith("|"):
+            arm, accuracy = (cell.strip() for cell in line.split("|")[1:3])
+            cells[arm.removesuffix(" (reference)")] = accuracy.replace("*", "")
+    assert set(runs.groups) <= set(cells)
+    for arm, mean in runs.mean().items():
+        assert cells[arm] == f"{round(100 * mean, 10):.1f} ± {round(100 * runs.std()[arm], 10):.1f}"
