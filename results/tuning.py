@@ -18,6 +18,7 @@ CARRIED = (
     "The table's runs carry the winners: a difference between arms is one of arms with settings of their own, "
     "not of one field alone."
 )
+NOT_CARRIED = "The table's runs do not use it (yet)."
 SHORT = {"train.seconds": "Training (s)", "cost.gmac": "GMAC", "cost.params": "Params"}
 
 
@@ -75,7 +76,7 @@ def _text(record: TuningRecord, trials: pd.DataFrame | None, used: bool) -> list
         f"Every arm had {record.trials} trials of one space ({fields}). A trial is judged on validation at {seeds}, "
         f"which no run of the table has, and never sees test; {judged}."
     )
-    said = [f"{first} {CARRIED if used else 'The table does not use what it found (yet).'}"]
+    said = [f"{first} {CARRIED if used else NOT_CARRIED}"]
     fewer: dict[str, list[str]] = {}
     for label, arm in record.arms.items():
         if arm["left_out"]:

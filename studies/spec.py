@@ -15,8 +15,8 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from ldn.classifier import InputSpec, ModelConfig
 from ldn.config import AtLeast, Between, Config, refuse_unknown
+from studies import zoo
 from studies.tasks.task import Task
-from studies.zoo import MODELS, TASKS, named
 
 SCHEMA = 1
 C = TypeVar("C", bound=Config)
@@ -129,8 +129,8 @@ def from_plain(plain: dict[str, Any]) -> RunSpec:
         raise ValueError(f"this run was specified by a newer version (schema {schema}, known up to {SCHEMA})")
     refuse_unknown(RunSpec, plain)
     model, task = dict(plain["model"]), dict(plain["task"])
-    plain["model"] = _config(named("model", MODELS, model.pop("name")), model)
-    plain["task"] = _config(named("task", TASKS, task.pop("name")), task)
+    plain["model"] = _config(zoo.named("model", zoo.MODELS, model.pop("name")), model)
+    plain["task"] = _config(zoo.named("task", zoo.TASKS, task.pop("name")), task)
     plain["optim"] = _config(Optimiser, plain.get("optim", {}))
     plain["budget"] = _config(Budget, plain.get("budget", {}))
     return _config(RunSpec, plain)

@@ -343,7 +343,7 @@ def test_a_diverged_trial_counts_and_the_search_hears_of_it(tmp_path: Path) -> N
     found, _ = call(tmp_path, study(2, {"optim.lr": (1e7, 1e8, "log")}, arms={"ldn": wild}))
     assert found.arms["ldn"]["counts"] == {"diverged": 2} and found.left == 0
     assert {trial.state for trial in journal(tmp_path)["s: ldn"]} == {TrialState.PRUNED}
-    with pytest.raises(ValueError, match="no trial of ldn came to its end"):
+    with pytest.raises(ValueError, match="no trial of 'ldn' came to its end"):
         freeze(found, tmp_path / "s.py")
 
 
@@ -535,7 +535,7 @@ def test_the_command_writes_the_winners_and_run_uses_them(shell: Callable[..., A
     manifest = read_manifest(copied / "runs", "s")
     assert manifest is not None and manifest.notes == [note] and manifest.tuning["arms"] == found.arms
     page = (copied / "reports" / "s" / "table.md").read_text()
-    assert "## Tuning" in page and "The table's runs carry the winners." in page and "![tuning](tuning.png)" in page
+    assert "## Tuning" in page and "The table's runs carry the winners: " in page and "![tuning](tuning.png)" in page
 
 
 @pytest.mark.parametrize(
@@ -571,7 +571,7 @@ def test_a_tuning_that_is_not_over_writes_no_winners(shell: Callable[..., Any], 
         (copied / "data" / "fashion-mnist").mkdir(parents=True, exist_ok=True)
         (copied / "data" / "fashion-mnist" / name).touch()
     failed = shell("tune", "s.py", "--on", "inline")
-    assert isinstance(failed.exception, ValueError) and "no trial of ldn came to its end" in str(failed.exception)
+    assert isinstance(failed.exception, ValueError) and "no trial of 'ldn' came to its end" in str(failed.exception)
     assert not (copied / "s.tuned.json").exists()
 
 
@@ -634,7 +634,7 @@ def test_winners_are_told_without_the_trials_and_those_at_an_end_of_a_range_are_
     shutil.move(copied / "runs" / "studies" / "s" / "trials.json", copied / "elsewhere.json")
     section = section_of(copied, dataclasses.replace(STUDY, tuned=dataclasses.replace(found, history=[])))
     assert "Won at an end of its range, beyond which may lie better: ldn (optim.lr 0.0999)." in section.text
-    assert section.text[0].endswith("The table's runs carry the winners.") and section.figures == {}
+    assert section.text[0].endswith(told.CARRIED) and section.figures == {}
 
 
 # the dashboard
