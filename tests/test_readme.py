@@ -29,6 +29,13 @@ def test_the_example_of_a_model_runs():
     assert names["logits"].shape == (8, 10) and names["logits"].isfinite().all()
 
 
+def test_the_example_of_a_mixer_runs():
+    (example,) = [one for one in EXAMPLES if "mixer" in one]
+    names = {}
+    exec(example, names)
+    assert names["h"].shape == (8, 1024, 64) and names["h"].isfinite().all()
+
+
 def test_the_example_is_a_study(tmp_path):
     (example,) = [one for one in EXAMPLES if "STUDY" in one]
     path = tmp_path / "depth.py"
