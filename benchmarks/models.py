@@ -3,9 +3,9 @@
     python -m benchmarks.models            on a GPU about two minutes
     python -m benchmarks.models --short    the same, tiny: that it runs
 
-Whole training steps of compiled models of 6 layers in bfloat16, on random ids without padding, so that the
-Transformer's attention may be FlashAttention, which is asked for: only time and memory mean anything. Timed as in
-`benchmarks.training`.
+Whole training steps of compiled models of 6 layers in bfloat16, on random ids without padding, so that
+FlashAttention, the only attention of PyTorch's that is allowed here on a GPU, can be the Transformer's: only time and
+memory mean anything. Timed as in `benchmarks.training`.
 Targets, on an H200: 1.3 times the Transformer's tokens a second at 1K tokens and 8 times at 16K, with at most 0.7 of
 its memory; 64K tokens train; graphs give twice the speed of launching at width 64 and 1K tokens. Not measured on a GPU.
 """

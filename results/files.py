@@ -79,3 +79,12 @@ def is_held(lock: Path) -> bool:
     except BlockingIOError:
         return True
     return False
+
+
+def made_folder(folder: Path) -> Path:
+    """The folder, made if it is not there. Raises OSError, in one sentence, where there can be none."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"there can be no folder {folder} ({error.strerror}): choose another place") from None
+    return folder

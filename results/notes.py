@@ -44,8 +44,8 @@ def legend(summary: pd.DataFrame) -> list[str]:
     ]
     if summary[["examples_per_second", "peak_bytes"]].notna().any(axis=None):
         said.append(
-            "ex/s, MiB: examples a second and memory of a forward and backward pass, by `bench`; their quartiles are "
-            "below. Differences of a tenth are often noise."
+            "ex/s, MiB: examples a second and memory of a forward and backward pass, by `bench`; the "
+            "quartiles of its times, below, say how much of a difference may be noise."
         )
     if summary["collapsed"].any():
         said.append("†: some seeds are no better than the most frequent class or chance (one-sided binomial, 5 %).")

@@ -318,15 +318,6 @@ def manifest_of(runs: Path, study: str) -> Manifest:
     return manifest
 
 
-def made_folder(folder: Path) -> Path:
-    """The folder, made if it is not there. Raises OSError, in one sentence, where there can be none."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OSError(f"there can be no folder {folder} ({error.strerror}): choose another place") from None
-    return folder
-
-
 def unfinished(runs: Path, run_id: str) -> tuple[str, str]:
     """Whether a run without a record is running, stopped or missing, and a sentence that says where it is."""
     folder = run_folder(runs, run_id)

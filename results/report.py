@@ -15,12 +15,12 @@ from rich.table import Table
 
 from results import costs, diffusion, effects, evals, figures, significance, tables, tuning
 from results.apart import apart, sources
-from results.files import CorruptFile
+from results.files import CorruptFile, made_folder
 from results.gather import curves, gather, manifest_of
 from results.notes import bold_means, caption, legend, notes, reasons
 from results.page import page as html_page
 from results.printing import write
-from results.record import Manifest, RunRecord, made_folder
+from results.record import Manifest, RunRecord
 from results.section import Gathered, Section
 from results.significance import over_examples
 from results.summary import CHOICE, MOST_CURVES, most_telling, summarise

@@ -13,12 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Protocol, TypeVar
 
-from results.files import CorruptFile
+from results.files import CorruptFile, made_folder
 from results.record import (
     Manifest,
     RunRecord,
     TuningRecord,
-    made_folder,
     read_manifest,
     read_record,
     study_folder,
@@ -270,10 +269,10 @@ def sole_driver(folder: Path, name: str, patience: float = 0.0) -> Iterator[None
             manifest = None
             with suppress(CorruptFile):
                 manifest = read_manifest(folder.parent.parent, name)
-            called = f" {manifest.called}" if manifest is not None else ""  # a search alone has none
+            called = "NAME" if manifest is None else manifest.called  # a search alone has none
             raise ValueError(
                 f"study {name} is being driven by {file.read().strip() or 'someone else'} already; "
-                f"`python -m studies status{called}` shows how far it is"
+                f"`python -m studies status {called}` shows how far it is"
             ) from None
         file.truncate(0)
         file.write(f"process {os.getpid()} on {platform.node()}\n")

@@ -454,7 +454,7 @@ def test_a_trial_still_waiting_for_a_run_that_has_a_record_is_dropped(tmp_path: 
 
 def test_a_second_driver_is_refused_and_told_who_the_first_is(tmp_path: Path) -> None:
     with sole_driver(study_folder(tmp_path / "runs", "s"), "s"):
-        wanted = rf"study s is being driven by process {os.getpid()} on .* already; `python -m studies status` shows"
+        wanted = rf"study s is being driven by process {os.getpid()} on .* already; `python -m studies status NAME`"
         with pytest.raises(ValueError, match=wanted):
             call(tmp_path)
         assert call(tmp_path, name="other").tally.done == 6

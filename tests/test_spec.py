@@ -18,6 +18,7 @@ from baselines import LinearConfig, RNNConfig, TransformerConfig, ViTConfig
 from ldn import LDNConfig, PaperSequenceConfig, PaperVisionConfig
 from ldn.classifier import ModelConfig
 from ldn.config import AtLeast
+from results.cost_frame import BATCH
 from studies.spec import Budget, Optimiser, RunSpec, canonical, field_value, flatten, from_plain, with_field
 from studies.tasks.digits import CuedDigits, Digits
 from studies.tasks.images import CIFAR10, FashionMNIST
@@ -287,6 +288,10 @@ def test_a_new_field_orphans_no_stored_run() -> None:
     old, new = RunSpec(model=First(), task=Digits()), RunSpec(model=WithANewField(), task=Digits())
     assert old.run_id == new.run_id
     assert RunSpec(model=WithANewField(bias=False), task=Digits()).run_id != old.run_id
+
+
+def test_reports_know_the_batch_that_specs_leave_out() -> None:
+    assert RunSpec.batch == BATCH and "batch" not in canonical(BASE)
 
 
 def test_a_changed_default_keeps_the_meaning_of_stored_runs(monkeypatch: pytest.MonkeyPatch) -> None:
