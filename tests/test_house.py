@@ -30,7 +30,7 @@ MAY_IMPORT = {
 OUTSIDE = {"ldn": ("torch", "triton"), "baselines": ("torch",)}
 # dependencies with one owner: only these modules, or those below these folders, import them
 OWNERS = {
-    "triton": ("ldn/kernels",),
+    "triton": ("ldn/kernels", "benchmarks/instructions.py"),
     "fvcore": ("studies/meter.py",),
     "optuna": ("studies/journal.py", "studies/queue.py", "studies/search.py", "results/importance.py"),
     "submitit": ("studies/slurm.py",),

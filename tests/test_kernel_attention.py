@@ -13,10 +13,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 pytest.importorskip("triton")
 
+from benchmarks.instructions import Job, compiled
 from ldn.attention import formula
 from ldn.kernels import attention
 from ldn.kernels.attention import linear_attention, refusal, split, tiles
-from tests.compiled import Job, compiled
 
 CUDA = torch.cuda.is_available()
 DTYPES = [torch.float32, torch.float16, *([torch.bfloat16] if CUDA else [])]  # the interpreter truncates bfloat16

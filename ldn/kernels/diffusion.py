@@ -1,9 +1,9 @@
 """S diffusion steps in one read and one write of the tokens, and their gradients in two reads and one write.
 
-A program keeps a tile of tokens and its halo in registers and steps them there in float32 (`ldn.kernels.steps`); which
-tokens, how wide a halo and how many steps is decided by `ldn.kernels.plan`. A 1-D sequence is a grid of width 1.
-Nothing is summed by atomics: the same input gives the same bits. The definition is `ldn.reference.diffuse`.
-Not measured on a GPU.
+A program, one warp, marches along the tokens and steps them in registers, in float32 (`ldn.kernels.steps`); along which
+tokens, how many at once and how many steps is decided by `ldn.kernels.plan`. A sequence is a grid of width 1. Nothing
+is summed by atomics: the same input gives the same bits. The definition is `ldn.reference.diffuse`.
+Not measured on a GPU. `python -m benchmarks.instructions` says what it compiles to for an H100.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from torch import Tensor
 from torch.library import triton_op, wrap_triton
 from torch.utils.flop_counter import register_flop_formula
 
-from ldn.kernels.plan import CHANNELS_BACKWARD, CHANNELS_FORWARD, LARGEST, Pass, pairs, plan
+from ldn.kernels.march import Pass, as_text
+from ldn.kernels.plan import LARGEST, pairs, plan
 from ldn.kernels.steps import backward_kernel, forward_kernel
 from ldn.reference import Offset
 from ldn.stencil import step_flops
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-TILES_OF_A_PROGRAM = 8  # whose gradients of the coefficients a backward program sums, at the most
-PROGRAMS = 4096  # that a GPU should have at least
+WARPS = 1320  # that a GPU should have: what an H100's 132 multiprocessors run at once, 10 each, of 200 registers
 # what is interpreted cannot be traced into: there the operators are opaque
 operator = torch.library.custom_op if triton.knobs.runtime.interpret else triton_op
 
@@ -37,7 +37,7 @@ def _ceil(n: int, by: int) -> int:
 
 
 @dataclass(frozen=True)
-class _Stencil:
+class Stencil:
     """What the launches of one call have in common. x and its like are (B, H, W, D), rate of as many dimensions."""
 
     offsets: tuple[Offset, ...]
@@ -48,81 +48,94 @@ class _Stencil:
     @property
     def of_tokens(self) -> bool:
         """Whether each token has a rate of its own."""
-        return self.rate.shape[1] > 1 or self.rate.shape[2] > 1
+        return bool(self.rate.shape[1] > 1 or self.rate.shape[2] > 1)
+
+    @property
+    def of_channels(self) -> bool:
+        """Whether each channel of each token has."""
+        return self.of_tokens and bool(self.rate.shape[3] > 1)
+
+    @property
+    def conducting(self) -> bool:
+        return self.conductance is not None
 
     @property
     def numbers(self) -> int:
         """How many coefficients each token has of its own."""
-        return int(self.of_tokens) + (0 if self.conductance is None else len(self.offsets))
+        return self.of_tokens + self.conducting * len(self.offsets)
 
-    def arguments(self, part: Pass, x: Tensor, channels: int) -> tuple[int, dict[str, Any]]:
-        """Number of tiles, and the arguments that both kernels share; a thread keeps `channels` of a row."""
+    def arguments(self, part: Pass, x: Tensor, **flags: bool) -> tuple[int, dict[str, Any]]:
+        """Number of programs for each sequence and block of channels, and the arguments that both kernels share."""
         h, w, d = x.shape[1], int(x.shape[2]), int(x.shape[3])  # constants of the kernel, whatever else varies
-        block = min(1 << (d - 1).bit_length(), 128 * channels)
-        flat = len(self.offsets[0]) == 1
-        sy, sx = part.stride, 1 if flat else part.stride
-        tiles_y, tiles_x = (_ceil(n, s * t) for n, s, t in zip((h, w), (sy, sx), part.tile, strict=True))
-        up, down, left, right = part.reach
+        block = min(1 << (d - 1).bit_length(), 32 * part.channels)
+        blocks = _ceil(d, block)
+        sy, sx = part.stride, 1 if len(self.offsets[0]) == 1 else part.stride
+        tiles_x = _ceil(w, sx * part.columns)
+        chunk = _chunk(part, _ceil(h, sy), x.shape[0] * blocks * tiles_x * sy * sx)
+        chunks = _ceil(_ceil(h, sy), chunk)
         rate_strides = [0 if n == 1 else stride for n, stride in zip(self.rate.shape, self.rate.stride(), strict=True)]
-        edges = pairs(self.offsets)
+        flags |= {"of tokens": self.of_tokens, "of channels": self.of_channels, "conducting": self.conducting}
+        constants = {"W": w, "D": d, "stride y": sy, "stride x": sx, **flags}
         shared = {
-            "weights": self.weights, "rate": self.rate,
-            "conductance": x if self.conductance is None else self.conductance,
-            "H": h, "W": w, "D": d, "tiles_y": tiles_y, "tiles_x": tiles_x, "blocks": _ceil(d, block),
+            "weights": self.weights, "rate": self.rate, "conductance": self.conductance if self.conducting else x,
+            "H": h, "chunk": chunk, "chunks": chunks, "tiles_x": tiles_x, "blocks": blocks,
             **dict(zip(("x_b", "X_Y", "X_X"), x.stride(), strict=False)),
             "W_E": self.weights.stride(0), "W_D": 0 if self.weights.shape[1] == 1 else self.weights.stride(1),
             **dict(zip(("r_b", "R_Y", "R_X", "R_D"), rate_strides, strict=True)),
-            "PAIRS": tuple(n for pair in edges for n in (*pair.offset, pair.ahead, pair.back)),
-            "P": len(edges), "E": len(self.offsets), "DILATIONS": part.dilations, "REACHES": part.reaches,
-            "S": len(part.dilations), "SY": sy, "SX": sx, "TY": part.tile[0], "TX": part.tile[1],
-            "UP": up, "DOWN": down, "LEFT": left, "RIGHT": right, "OF_TOKENS": self.of_tokens,
-            "OF_CHANNELS": self.of_tokens and self.rate.shape[3] > 1, "CONDUCTING": self.conductance is not None,
-            "SPLIT": int(self.numbers == 0),
-            "BLOCK": block, "num_warps": max(1, block // (32 * channels)),
+            "PASS": as_text({**part.constants, **{name: [int(value)] for name, value in constants.items()}}),
+            "BLOCK": block, "num_warps": 1,
         }  # fmt: skip
-        return tiles_y * tiles_x * sy * sx, shared
+        return chunks * tiles_x * sy * sx, shared
 
 
-def _forward(stencil: _Stencil, x: Tensor, passes: Sequence[Pass], dtype: torch.dtype) -> Tensor:
+def _chunk(part: Pass, rows: int, warps: int) -> int:
+    """Rows that a program owns, of so many, where there are so many warps beside it.
+
+    A GPU wants WARPS of them, but what a program loads and steps before its own rows it does for nothing. The last turn
+    is a whole one.
+    """
+    beside = part.lead + part.march.tail
+    chunk = max(_ceil(rows * warps, WARPS), 4 * beside, part.rows)
+    return chunk + -(chunk + beside) % part.rows
+
+
+def forward(stencil: Stencil, x: Tensor, passes: Sequence[Pass], dtype: torch.dtype) -> Tensor:
     """x through these passes; what lies between two of them stays in float32."""
     for part in passes:
         out = torch.empty(x.shape, dtype=dtype if part is passes[-1] else torch.float32, device=x.device)
-        tiles, shared = stencil.arguments(part, x, CHANNELS_FORWARD)
+        programs, shared = stencil.arguments(part, x)
         with torch.cuda.device_of(x):
-            wrap_triton(forward_kernel)[(tiles * shared["blocks"] * x.shape[0],)](x=x, out=out, **shared)
+            wrap_triton(forward_kernel)[(programs * shared["blocks"] * x.shape[0],)](x=x, out=out, **shared)
         x = out
     return x
 
 
-def _backward(
-    stencil: _Stencil, x: Tensor, grad: Tensor, part: Pass, dtype: torch.dtype, learning: bool, conducting: bool
+def backward(
+    stencil: Stencil, x: Tensor, grad: Tensor, part: Pass, dtype: torch.dtype, learning: bool, conducting: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of x, (B, E, D) of the weights, (B, H, W, D or 1) of rates of tokens, (B, H, W, E) of conductances.
 
     Where the rate is the same for all tokens, it is not in that of the weights. What is not asked for is empty.
     """
     b, h, w, d = x.shape
-    tiles, shared = stencil.arguments(part, x, CHANNELS_BACKWARD)
-    blocks = shared["blocks"]
-    # the more tiles a program sums over the less it writes, but all processors want work
-    of_group = max(1, min(TILES_OF_A_PROGRAM, tiles * blocks * b // PROGRAMS))
-    groups = _ceil(tiles, of_group)
-    moving = {edge for pair in pairs(stencil.offsets) for edge in (pair.ahead, pair.back)} - {-1}
-    # an edge from a token to itself moves nothing, and nothing is written for it
-    made = torch.empty if len(moving) == shared["E"] else torch.zeros
+    programs, shared = stencil.arguments(part, x, **{"learning": learning, "of conductances": conducting})
+    blocks, edges = shared["blocks"], len(stencil.offsets)
+    moving = {edge for pair in part.pairs for edge in (pair.ahead, pair.back)} - {-1}
+    # an edge from a token to itself, or out of the grid, moves nothing, and nothing is written for it
+    made = torch.empty if len(moving) == edges else torch.zeros
     new = partial(made, dtype=torch.float32, device=x.device)
     g_x = torch.empty(x.shape, dtype=dtype, device=x.device)
-    g_weights = new((b, groups, shared["E"], d) if learning else (0, 0))
+    g_weights = new((b, programs, edges, d) if learning else (0, 0))
     g_rate, g_conductance = new((1, 0)), new((1, 0))
     if learning and stencil.of_tokens:
-        g_rate = new((1, b, h, w, d) if shared["OF_CHANNELS"] else (blocks, b, h, w, 1))
+        g_rate = new((1, b, h, w, d) if stencil.of_channels else (blocks, b, h, w, 1))
     if conducting:
-        g_conductance = new((blocks, b, h, w, shared["E"]))
+        g_conductance = new((blocks, b, h, w, edges))
     strides = dict(zip(("grad_b", "GRAD_Y", "GRAD_X"), grad.stride(), strict=False))
     with torch.cuda.device_of(x):
-        wrap_triton(backward_kernel)[(groups * blocks * b,)](
+        wrap_triton(backward_kernel)[(programs * blocks * b,)](
             x=x, grad=grad, g_x=g_x, g_weights=g_weights, g_rate=g_rate, g_conductance=g_conductance,
-            B=b, groups=groups, of_group=of_group, **strides, LEARNING=learning, OF_CONDUCTANCES=conducting, **shared,
+            B=b, **strides, **shared,
         )  # fmt: skip
     return g_x, g_weights.sum(1), _summed(g_rate), _summed(g_conductance)
 
@@ -141,11 +154,11 @@ def _diffuse(
     conductance: Tensor | None,
     dilations: Sequence[int],
 ) -> Tensor:
-    stencil, x_ = _unpacked(x, offsets, weights, rate, conductance)
-    passes = _passes(stencil, x, dilations, backward=False)
+    stencil, grid = unpacked(x, offsets, weights, rate, conductance)
+    passes = passes_of(stencil, x, dilations, of_gradients=False)
     if passes is None:
         return torch.ops.ldn.diffuse(x, offsets, weights, rate, len(dilations), conductance, dilations)
-    return _forward(stencil, x_, passes, x.dtype).view(x.shape)
+    return forward(stencil, grid, passes, x.dtype).view(x.shape)
 
 
 @operator("ldn::diffuse_fused_backward", mutates_args=())
@@ -164,20 +177,22 @@ def _diffuse_backward(
 
     All but the first are empty unless `learning`, and the last unless `conducting` (which is learning, too).
     """
-    stencil, x_ = _unpacked(x, offsets, weights, rate, conductance)
-    passes = _passes(stencil, x, dilations, backward=True)
+    stencil, grid = unpacked(x, offsets, weights, rate, conductance)
+    passes = passes_of(stencil, x, dilations, of_gradients=True)
     if passes is None:
         found = torch.ops.ldn.diffuse_backward(
             grad, x, offsets, weights, rate, conductance, dilations, learning, conducting
         )
         return found if learning else (found[0], found[1], rate.new_empty(0), found[3])
-    g, inputs, moved = _of_rows(grad).view(x_.shape), [x_], []
+    g, inputs, moved = _of_rows(grad).view(grid.shape), [grid], []
     for part in passes[:-1] if learning else ():
-        inputs.append(_forward(stencil, inputs[-1], [part], torch.float32))
+        again = passes_of(stencil, x, [part.stride * d for d in part.dilations], of_gradients=False)
+        assert again is not None  # states alone need fewer registers than with their gradients
+        inputs.append(forward(stencil, inputs[-1], again, torch.float32))
     for part in reversed(passes):
         dtype = x.dtype if part is passes[0] else torch.float32
-        before = inputs.pop() if learning else x_
-        g, *of_coefficients = _backward(stencil, before, g, part, dtype, learning, conducting)
+        before = inputs.pop() if learning else grid
+        g, *of_coefficients = backward(stencil, before, g, part, dtype, learning, conducting)
         moved.append(of_coefficients)
     if not learning:
         return g.view(x.shape), weights.new_empty(0), rate.new_empty(0), x.new_empty(0)
@@ -192,16 +207,16 @@ def _diffuse_backward(
     return g.view(x.shape), g_weights, g_rate, g_conductance.reshape(conductance.shape).to(conductance.dtype)
 
 
-def _unpacked(
+def unpacked(
     x: Tensor, offsets: Sequence[int], weights: Tensor, rate: Tensor, conductance: Tensor | None
-) -> tuple[_Stencil, Tensor]:
+) -> tuple[Stencil, Tensor]:
     """The stencil, its offsets no longer one list, and x (B, H, W, D): a sequence is a grid of width 1."""
     rank = x.dim() - 2
     listed = tuple(tuple(offsets[i : i + rank]) for i in range(0, len(offsets), rank))
     x = _of_rows(x)
     if rank == 1:
         x, rate = x.unsqueeze(2), rate.unsqueeze(2)
-    return _Stencil(listed, weights, rate, None if conductance is None else conductance.contiguous()), x
+    return Stencil(listed, weights, rate, None if conductance is None else conductance.contiguous()), x
 
 
 def _of_rows(x: Tensor) -> Tensor:
@@ -209,13 +224,14 @@ def _of_rows(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
-def _passes(stencil: _Stencil, x: Tensor, dilations: Sequence[int], backward: bool) -> tuple[Pass, ...] | None:
+def passes_of(stencil: Stencil, x: Tensor, dilations: Sequence[int], of_gradients: bool) -> tuple[Pass, ...] | None:
     """None where the kernels cannot: for other dtypes, nothing to move, or offsets that reach too far for registers."""
     if x.dtype not in DTYPES or x.numel() == 0 or not pairs(stencil.offsets):
         return None
-    enough = LARGEST * max(dilations) + 1  # tokens, from which on all plans are alike: compiled once for all lengths
+    # tokens, from which on all plans are alike: compiled once for all lengths
+    enough = max(LARGEST, *(abs(d) for offset in stencil.offsets for d in offset)) * max(dilations) + 1
     grid = tuple(enough if n > enough else int(n) for n in x.shape[1:-1])
-    planned = plan(stencil.offsets, tuple(dilations), grid, stencil.numbers, backward)
+    planned = plan(stencil.offsets, tuple(dilations), grid, stencil.numbers, of_gradients)
     return None if planned is None else planned.passes
 
 

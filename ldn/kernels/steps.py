@@ -1,7 +1,9 @@
-"""A tile's S diffusion steps, and their gradients: two kernels, made of what `ldn.kernels.rows` does row by row.
+"""A program's march along the grid, S diffusion steps or their gradients: two kernels, made of `ldn.kernels.rows`.
 
-Both take the states' steps, written out in each: Triton 3.6 hands no tuple of constants (the pairs of edges, the
-dilations) on to another function.
+In every turn it loads the next turn's rows before it steps this one's, so that loads are under way while it computes.
+Turns that see no end of the grid, most of them, are compiled apart, without masks: half the instructions. What tokens
+have of their own are rates, numbers or rows of them, and for each edge conductances; a tuple of these is empty where
+tokens have none.
 """
 
 from __future__ import annotations
@@ -10,295 +12,367 @@ import triton
 import triton.language as tl
 
 from ldn.kernels.rows import (
+    all_carried,
     at,
-    count,
-    flow,
-    flow_back,
+    carried,
+    exactly,
     load,
-    middle,
+    load_numbers,
     moved_along,
-    numbers,
-    origin,
-    products,
+    of,
+    states,
+    step_back,
     store,
     store_sums,
-    sums,
     within,
     zeros,
 )
 
 
 @triton.jit
+def _place(blocks, tiles_x, chunks, chunk, H, PASS: tl.constexpr):
+    """(block of channels, row of the batch, the program's number there, x of its first column, `first`, `last`).
+
+    It owns the rows from `first` to before `last`: of each `chunk` that lie "stride y" apart. Blocks come first, then
+    columns: programs that share rows run side by side.
+    """
+    SY: tl.constexpr = of(PASS, "stride y")
+    SX: tl.constexpr = of(PASS, "stride x")
+    program = tl.program_id(0)
+    block, place = program % blocks, program // blocks
+    b, number = place // (tiles_x * chunks * (SY * SX)), place % (tiles_x * chunks * (SY * SX))
+    residue = number // (tiles_x * chunks)
+    first = number // tiles_x % chunks * chunk * SY + residue // SX
+    last = tl.maximum(tl.minimum(first + chunk * SY, H), first)
+    x = number % tiles_x * (of(PASS, "columns owned") * SX) + residue % SX
+    return block, b.to(tl.int64), number, x, first, last
+
+
+@triton.jit
+def _turns(first, last, PASS: tl.constexpr):
+    """How many turns the march takes: until the last rows that it owns have come as far as the result."""
+    count = tl.cdiv(last - first, of(PASS, "stride y"))
+    turns = tl.cdiv(count + of(PASS, "lead") + of(PASS, "tail"), of(PASS, "rows"))
+    return tl.where(count > 0, turns, 0)
+
+
+@triton.jit
+def _amid(y, x, first, last, needed, PASS: tl.constexpr):
+    """Whether no token of a turn is outside the grid, nor of the next one's to be loaded, and all results are owned."""
+    U: tl.constexpr = of(PASS, "rows")
+    SY: tl.constexpr = of(PASS, "stride y")
+    amid = (y >= of(PASS, "carried", of(PASS, "all")) * SY) & (y + (2 * U - 1) * SY < needed)
+    amid = amid & (y - of(PASS, "tail") * SY >= first) & (y + (U - 1 - of(PASS, "head")) * SY < last)
+    if of(PASS, "W") > 1:
+        SX: tl.constexpr = of(PASS, "stride x")
+        right = of(PASS, "columns") - of(PASS, "left") - 1
+        amid = amid & (x >= of(PASS, "left") * SX) & (x + right * SX < of(PASS, "W"))
+    return amid
+
+
+@triton.jit
 def _coefficients(
-    weights, rate, channels, D: tl.constexpr, STRIDE_E: tl.constexpr, STRIDE_D: tl.constexpr, E: tl.constexpr,
-    OF_TOKENS: tl.constexpr,
+    weights, rate, channels, W_E: tl.constexpr, W_D: tl.constexpr, R_D: tl.constexpr, PASS: tl.constexpr
 ):  # fmt: skip
     """The weights of all edges, times the rate if that is the same for all tokens."""
+    real = channels < of(PASS, "D")
     found = ()
-    for e in tl.static_range(E):
-        weight = tl.load(weights + e * STRIDE_E + channels * STRIDE_D, channels < D, other=0.0).to(tl.float32)
-        if not OF_TOKENS:
-            weight = weight * tl.load(rate, channels < D, other=0.0).to(tl.float32)
+    for e in tl.static_range(of(PASS, "edges")):
+        weight = tl.load(weights + e * W_E + channels * W_D, real, other=0.0).to(tl.float32)
+        if not of(PASS, "of tokens"):
+            weight = weight * tl.load(rate + channels * R_D, real, other=0.0).to(tl.float32)
         found = found + (weight,)
     return found
 
 
 @triton.jit
-def _rates(
-    rate, inside, channels, D: tl.constexpr, STRIDE_Y: tl.constexpr, STRIDE_X: tl.constexpr, STRIDE_D: tl.constexpr,
-    SY: tl.constexpr, SX: tl.constexpr, TY: tl.constexpr, TX: tl.constexpr, UP: tl.constexpr, DOWN: tl.constexpr,
-    LEFT: tl.constexpr, RIGHT: tl.constexpr, F: tl.constexpr, OF_TOKENS: tl.constexpr, OF_CHANNELS: tl.constexpr,
+def _load_own(
+    rate, conductance, channels, y, x, H, R_Y: tl.constexpr, R_X: tl.constexpr, R_D: tl.constexpr,
+    PASS: tl.constexpr,
 ):  # fmt: skip
-    """The rates of the tokens, where they have their own: rows, or a number each."""
-    found = ()
-    if OF_TOKENS:
-        if OF_CHANNELS:
-            found = load(
-                rate + channels * STRIDE_D, inside, channels, D, STRIDE_Y, STRIDE_X, SY, SX, TY, TX,
-                UP, DOWN, LEFT, RIGHT, F, True,
-            )  # fmt: skip
-        else:
-            found = numbers(rate, inside, STRIDE_Y, STRIDE_X, SY, SX, TY, TX, UP, DOWN, LEFT, RIGHT, F)
-    return found
+    """(rates, conductances) of the turn's new tokens."""
+    E: tl.constexpr = of(PASS, "edges")
+    rates, conductances = (), ()
+    if of(PASS, "of channels"):
+        rates = load(rate, channels, y, x, H, R_Y, R_X, R_D, PASS, of(PASS, "own"), True)
+    elif of(PASS, "of tokens"):
+        rates = load_numbers(rate, y, x, H, R_Y, R_X, PASS, of(PASS, "own"))
+    for e in tl.static_range(E):
+        numbers = ()
+        if of(PASS, "conducting"):
+            numbers = load_numbers(conductance + e, y, x, H, of(PASS, "W") * E, E, PASS, of(PASS, "own"))
+        conductances = conductances + (numbers,)
+    return rates, conductances
 
 
 @triton.jit
-def _conductances(
-    conductance, inside, W: tl.constexpr, E: tl.constexpr, SY: tl.constexpr, SX: tl.constexpr, TY: tl.constexpr,
-    TX: tl.constexpr, UP: tl.constexpr, DOWN: tl.constexpr, LEFT: tl.constexpr, RIGHT: tl.constexpr, F: tl.constexpr,
-    CONDUCTING: tl.constexpr,
+def _none_own(like, PASS: tl.constexpr):
+    """Zeros for those carried before the first turn."""
+    COUNT: tl.constexpr = of(PASS, "carried", of(PASS, "own")) * of(PASS, "columns", of(PASS, "own"))
+    number = tl.sum(tl.zeros_like(like), axis=0)
+    rates, conductances = (), ()
+    if of(PASS, "of channels"):
+        rates = zeros(like, COUNT)
+    elif of(PASS, "of tokens"):
+        rates = zeros(number, COUNT)
+    for _ in tl.static_range(of(PASS, "edges")):
+        numbers = ()
+        if of(PASS, "conducting"):
+            numbers = zeros(number, COUNT)
+        conductances = conductances + (numbers,)
+    return rates, conductances
+
+
+@triton.jit
+def _joined(held, coming, PASS: tl.constexpr):
+    """All of their windows."""
+    conductances = ()
+    for e in tl.static_range(of(PASS, "edges")):
+        conductances = conductances + (held[1][e] + exactly(coming[1][e]),)
+    return held[0] + exactly(coming[0]), conductances
+
+
+@triton.jit
+def _carried_own(rates, conductances, PASS: tl.constexpr):
+    of_rates, of_conductances = (), ()
+    if of(PASS, "of tokens"):
+        of_rates = carried(rates, PASS, of(PASS, "own"))
+    for e in tl.static_range(of(PASS, "edges")):
+        numbers = ()
+        if of(PASS, "conducting"):
+            numbers = carried(conductances[e], PASS, of(PASS, "own"))
+        of_conductances = of_conductances + (numbers,)
+    return of_rates, of_conductances
+
+
+@triton.jit
+def _none_held(like, PASS: tl.constexpr, FROM: tl.constexpr, TO: tl.constexpr):
+    """Zeros for the rows of these windows that are carried before the first turn."""
+    held = ()
+    for n in tl.static_range(FROM, TO):
+        held = held + (zeros(like, of(PASS, "carried", n) * of(PASS, "columns", n)),)
+    return held
+
+
+@triton.jit
+def _forward_turn(
+    held, coming, own, own_coming, coefficients, x, out, rate, conductance, channels, y, z, first, last, needed, H,
+    X_Y: tl.constexpr, X_X: tl.constexpr, R_Y: tl.constexpr, R_X: tl.constexpr, R_D: tl.constexpr,
+    PASS: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
-    """For each edge the numbers of all tokens."""
-    found = ()
-    for e in tl.static_range(E):
-        if CONDUCTING:
-            own = numbers(conductance + e, inside, W * E, E, SY, SX, TY, TX, UP, DOWN, LEFT, RIGHT, F)
-            found = found + (own,)
-        else:
-            found = found + ((),)
-    return found
+    """One turn of `forward_kernel`, from row y on: what the next one needs of this."""
+    S: tl.constexpr = of(PASS, "steps")
+    loaded = exactly(coming)
+    rates, conductances = _joined(own, own_coming, PASS)
+    next_y = y + of(PASS, "rows") * of(PASS, "stride y")
+    coming = load(x, channels, next_y, z, needed, X_Y, X_X, 1, PASS, 0, MASKED)
+    own_coming = _load_own(rate, conductance, channels, next_y, z, needed, R_Y, R_X, R_D, PASS)
+    inside = ()
+    if MASKED:
+        inside = within(y, z, H, PASS, of(PASS, "all"), -of(PASS, "carried", of(PASS, "all")))
+    windows = states(held, loaded, coefficients, rates, conductances, inside, PASS, S, MASKED)
+    store(out, windows[S], channels, y, z, first, last, PASS, S, MASKED)
+    return all_carried(windows, PASS, 0, S + 1), coming, _carried_own(rates, conductances, PASS), own_coming
 
 
-@triton.jit(do_not_specialize=["H", "tiles_y", "tiles_x", "blocks"])
+@triton.jit(do_not_specialize=["H", "chunk", "chunks", "tiles_x", "blocks"])
 def forward_kernel(
-    x, out, weights, rate, conductance, H, tiles_y, tiles_x, blocks, x_b, r_b,
-    W: tl.constexpr, D: tl.constexpr, X_Y: tl.constexpr, X_X: tl.constexpr, W_E: tl.constexpr, W_D: tl.constexpr,
-    R_Y: tl.constexpr, R_X: tl.constexpr, R_D: tl.constexpr,
-    PAIRS: tl.constexpr, P: tl.constexpr, E: tl.constexpr, DILATIONS: tl.constexpr, REACHES: tl.constexpr,
-    S: tl.constexpr, SY: tl.constexpr, SX: tl.constexpr, TY: tl.constexpr, TX: tl.constexpr,
-    UP: tl.constexpr, DOWN: tl.constexpr, LEFT: tl.constexpr, RIGHT: tl.constexpr,
-    OF_TOKENS: tl.constexpr, OF_CHANNELS: tl.constexpr, CONDUCTING: tl.constexpr, SPLIT: tl.constexpr,
-    BLOCK: tl.constexpr,
+    x, out, weights, rate, conductance, H, chunk, chunks, tiles_x, blocks, x_b, r_b,
+    X_Y: tl.constexpr, X_X: tl.constexpr, W_E: tl.constexpr, W_D: tl.constexpr, R_Y: tl.constexpr,
+    R_X: tl.constexpr, R_D: tl.constexpr, PASS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """A tile of `out` (B, H, W, D), contiguous, from x (B, H, W, D) with strides (x_b, X_Y, X_X, 1).
-
-    REACHES[s] of the stencil's reaches lie around the rows before step s. PAIRS has (dy, dx, edge ahead, edge back); an
-    edge that is not there is -1, and what -1 then indexes is never used.
-    SPLIT: programs that see no end of the grid are compiled apart, without masks. Where tokens have numbers of their
-    own that saves a quarter of the instructions and takes three times as long to compile; elsewhere a third and more.
-    """
-    pid = tl.program_id(0)
-    channels = pid % blocks * BLOCK + tl.arange(0, BLOCK)
-    tiles = tiles_y * tiles_x * (SY * SX)
-    b = (pid // blocks // tiles).to(tl.int64)
-    y0, x0 = origin(pid // blocks % tiles, tiles_y, tiles_x, SY, SX, TY, TX)
-    y, z = y0.to(tl.int64), x0.to(tl.int64)
-    first = (b * H + y) * W + z
-    x += b * x_b + y * X_Y + z * X_X + channels
-    out += first * D + channels
-    rate += b * r_b + y * R_Y + z * R_X
-    conductance += first * E
-    coefficients = _coefficients(weights, rate + channels * R_D, channels, D, W_E, W_D, E, OF_TOKENS)
-    F: tl.constexpr = REACHES[0]
-    amid = (y0 >= F * UP * SY) & (y0 + (TY + F * DOWN - 1) * SY < H)
-    amid &= (x0 >= F * LEFT * SX) & (x0 + (TX + F * RIGHT - 1) * SX < W)
-    for MASKED in tl.static_range(1 - SPLIT, 2):
-        if SPLIT == 0 or amid == (MASKED == 0):
-            inside = within(y0, x0, H, W, SY, SX, TY, TX, UP, DOWN, LEFT, RIGHT, F)
-            conductances = _conductances(
-                conductance, inside, W, E, SY, SX, TY, TX, UP, DOWN, LEFT, RIGHT, F, CONDUCTING
-            )
-            rates = _rates(
-                rate, inside, channels, D, R_Y, R_X, R_D, SY, SX, TY, TX, UP, DOWN, LEFT, RIGHT, F,
-                OF_TOKENS, OF_CHANNELS,
+    """S steps of x (B, H, W, D) with strides (x_b, X_Y, X_X, 1) -> out (B, H, W, D), contiguous."""
+    block, b, _, z, first, last = _place(blocks, tiles_x, chunks, chunk, H, PASS)
+    channels = block * BLOCK + tl.arange(0, BLOCK)
+    x += b * x_b + z.to(tl.int64) * X_X
+    out += b * H * (of(PASS, "W") * of(PASS, "D"))
+    conductance += (b * H * of(PASS, "W") + z) * of(PASS, "edges")
+    rate += b * r_b + z.to(tl.int64) * R_X
+    coefficients = _coefficients(weights, rate, channels, W_E, W_D, R_D, PASS)
+    needed = tl.minimum(H, last + of(PASS, "tail") * of(PASS, "stride y"))  # the first row that is not
+    y = first - of(PASS, "lead") * of(PASS, "stride y")
+    held, own = _none_held(coefficients[0], PASS, 0, of(PASS, "steps") + 1), _none_own(coefficients[0], PASS)
+    coming = load(x, channels, y, z, needed, X_Y, X_X, 1, PASS, 0, True)
+    own_coming = _load_own(rate, conductance, channels, y, z, needed, R_Y, R_X, R_D, PASS)
+    for _ in range(_turns(first, last, PASS)):
+        if _amid(y, z, first, last, needed, PASS):
+            held, coming, own, own_coming = _forward_turn(
+                held, coming, own, own_coming, coefficients, x, out, rate, conductance, channels, y, z, first, last,
+                needed, H, X_Y, X_X, R_Y, R_X, R_D, PASS, False,
             )  # fmt: skip
-            rows = load(x, inside, channels, D, X_Y, X_X, SY, SX, TY, TX, UP, DOWN, LEFT, RIGHT, F, MASKED)
-            for s in tl.static_range(S):
-                new = middle(rows, TY, TX, UP, DOWN, LEFT, RIGHT, REACHES[s], REACHES[s + 1])
-                if OF_TOKENS:
-                    new = zeros(rows[0], count(REACHES[s + 1], TY, TX, UP, DOWN, LEFT, RIGHT))
-                for p in tl.static_range(P):
-                    new = flow(
-                        new, rows, inside, coefficients[PAIRS[4 * p + 2]], coefficients[PAIRS[4 * p + 3]],
-                        conductances[PAIRS[4 * p + 2]], conductances[PAIRS[4 * p + 3]],
-                        PAIRS[4 * p + 2], PAIRS[4 * p + 3], PAIRS[4 * p] * DILATIONS[s],
-                        PAIRS[4 * p + 1] * DILATIONS[s], TY, TX, UP, DOWN, LEFT, RIGHT, F, REACHES[s], REACHES[s + 1],
-                        CONDUCTING, MASKED,
-                    )  # fmt: skip
-                if OF_TOKENS:
-                    new = products(new, rates, TY, TX, UP, DOWN, LEFT, RIGHT, F, REACHES[s + 1])
-                    new = sums(rows, new, TY, TX, UP, DOWN, LEFT, RIGHT, REACHES[s], REACHES[s + 1])
-                rows = new
-            store(out, rows, inside, channels, D, W * D, D, SY, SX, TY, TX, UP, DOWN, LEFT, RIGHT, F, MASKED)
+        else:
+            held, coming, own, own_coming = _forward_turn(
+                held, coming, own, own_coming, coefficients, x, out, rate, conductance, channels, y, z, first, last,
+                needed, H, X_Y, X_X, R_Y, R_X, R_D, PASS, True,
+            )  # fmt: skip
+        y += of(PASS, "rows") * of(PASS, "stride y")
 
 
 @triton.jit
 def _settled(
-    total, of_rates, moved, START: tl.constexpr, weight, rates, own, inside, g_conductance, W: tl.constexpr,
-    E: tl.constexpr, SY: tl.constexpr, SX: tl.constexpr, TY: tl.constexpr, TX: tl.constexpr,
-    UP: tl.constexpr, DOWN: tl.constexpr, LEFT: tl.constexpr, RIGHT: tl.constexpr, F: tl.constexpr,
-    OF_TOKENS: tl.constexpr, CONDUCTING: tl.constexpr, OF_CONDUCTANCES: tl.constexpr,
+    total, of_rates, moved, weight, rates, own, g_conductance, y, x, first, last, PASS: tl.constexpr
 ):  # fmt: skip
     """Share what moved along an edge, token by token, among its weight (`total`), the rates and its conductances."""
+    N: tl.constexpr = of(PASS, "settled")
     new, of_own = (), ()
-    for i in tl.static_range(TY):
-        for j in tl.static_range(TX):
-            flow = moved[START + i * TX + j]
+    for i in tl.static_range(-of(PASS, "delay", N), of(PASS, "rows") - of(PASS, "delay", N)):
+        for j in tl.static_range(of(PASS, "columns", N)):
+            flow = moved[at(PASS, N, i, j)]
             through = flow
-            if CONDUCTING:
-                through = flow * own[at(i, j, F, TX, UP, LEFT, RIGHT)]
-            new = new + (of_rates[i * TX + j] + weight * through,)
-            if OF_TOKENS:
-                through = through * rates[at(i, j, F, TX, UP, LEFT, RIGHT)]
-                flow = flow * rates[at(i, j, F, TX, UP, LEFT, RIGHT)]
+            if of(PASS, "conducting"):
+                through = flow * own[at(PASS, of(PASS, "own"), i, j)]
+            new = new + (of_rates[at(PASS, N, i, j)] + weight * through,)
+            if of(PASS, "of tokens"):
+                through = through * rates[at(PASS, of(PASS, "own"), i, j)]
+                flow = flow * rates[at(PASS, of(PASS, "own"), i, j)]
             total += through
             of_own = of_own + (flow * weight,)
-    if OF_CONDUCTANCES:
-        store_sums(g_conductance, of_own, inside, W * E, E, SY, SX, TY, TX, UP, DOWN, LEFT, RIGHT, F)
+    if of(PASS, "of conductances"):
+        store_sums(g_conductance, of_own, y, x, first, last, of(PASS, "edges"), PASS, N)
     return total, new
 
 
-@triton.jit(do_not_specialize=["B", "H", "tiles_y", "tiles_x", "blocks", "groups", "of_group"])
+@triton.jit
+def _backward_turn(
+    held, coming, g_held, g_coming, own, own_coming, totals, sums, coefficients, x, grad, g_x, rate, conductance,
+    g_rate, g_conductance, channels, y, z, first, last, needed, H,
+    X_Y: tl.constexpr, X_X: tl.constexpr, GRAD_Y: tl.constexpr, GRAD_X: tl.constexpr, R_Y: tl.constexpr,
+    R_X: tl.constexpr, R_D: tl.constexpr, PASS: tl.constexpr, MASKED: tl.constexpr,
+):  # fmt: skip
+    """One turn of `backward_kernel`, from row y on: what the next one needs of this.
+
+    Edges are numbered by pairs: 2 p is the one ahead of pair p, 2 p + 1 the one back.
+    """
+    S: tl.constexpr = of(PASS, "steps")
+    P: tl.constexpr = of(PASS, "pairs")
+    LEARNING: tl.constexpr = of(PASS, "learning")
+    APART: tl.constexpr = LEARNING and (of(PASS, "of tokens") or of(PASS, "conducting"))
+    rates, conductances = _joined(own, own_coming, PASS)
+    next_y = y + of(PASS, "rows") * of(PASS, "stride y")
+    own_coming = _load_own(rate, conductance, channels, next_y, z, needed, R_Y, R_X, R_D, PASS)
+    inside = ()
+    if MASKED:
+        inside = within(y, z, H, PASS, of(PASS, "all"), -of(PASS, "carried", of(PASS, "all")))
+    gradients = exactly(g_coming)
+    g_coming = load(grad, channels, next_y, z, needed, GRAD_Y, GRAD_X, 1, PASS, S, MASKED)
+    before = ()
+    if LEARNING:
+        loaded = exactly(coming)
+        coming = load(x, channels, next_y, z, needed, X_Y, X_X, 1, PASS, 0, MASKED)
+        before = states(held, loaded, coefficients, rates, conductances, inside, PASS, S - 1, MASKED)
+        held = all_carried(before, PASS, 0, S)
+    moved = ()
+    for e in tl.static_range(2 * P):
+        if APART:
+            moved = moved + (sums[e] + zeros(coefficients[0], of(PASS, "rows") * of(PASS, "columns owned")),)
+        else:
+            moved = moved + (tl.zeros_like(coefficients[0]),)  # turn by turn: fewer terms in a row, less rounding
+    after = ()
+    for n in tl.static_range(S, 2 * S):  # the gradient after step s = 2 S - 1 - n
+        rows = g_held[n - S] + gradients
+        after = after + (rows,)
+        if LEARNING:
+            found = ()
+            for e in tl.static_range(2 * P):
+                if of(PASS, "edge", e) >= 0:
+                    along = moved_along(
+                        moved[e], before[2 * S - 1 - n], rows, inside, y, first, last, PASS, 2 * S - 1 - n, n,
+                        of(PASS, "dy", (2 * S - 1 - n) * P + e // 2), of(PASS, "dx", (2 * S - 1 - n) * P + e // 2),
+                        e % 2, MASKED,
+                    )  # fmt: skip
+                    found = found + (along,)
+                else:
+                    found = found + (moved[e],)
+            moved = found
+        gradients = step_back(rows, coefficients, rates, conductances, inside, PASS, n, 2 * S - 1 - n, MASKED)
+    store(g_x, gradients, channels, y, z, first, last, PASS, 2 * S, MASKED)
+    if APART:
+        of_rates = zeros(coefficients[0], of(PASS, "rows") * of(PASS, "columns owned"))
+        settled, kept = (), ()
+        for e in tl.static_range(2 * P):
+            total = totals[e]
+            if of(PASS, "edge", e) >= 0:
+                total, of_rates = _settled(
+                    total, of_rates, moved[e], coefficients[of(PASS, "edge", e)], rates,
+                    conductances[of(PASS, "edge", e)], g_conductance + of(PASS, "edge", e), y, z, first, last, PASS,
+                )  # fmt: skip
+            settled = settled + (total,)
+            kept = kept + (carried(moved[e], PASS, of(PASS, "sums")),)
+        totals, sums = settled, kept
+        if of(PASS, "of channels"):
+            store(g_rate, of_rates, channels, y, z, first, last, PASS, of(PASS, "settled"), True)
+        elif of(PASS, "of tokens"):
+            store_sums(g_rate, of_rates, y, z, first, last, 1, PASS, of(PASS, "settled"))
+    elif LEARNING:
+        added = ()
+        for e in tl.static_range(2 * P):
+            added = added + (totals[e] + moved[e],)
+        totals = added
+    own = _carried_own(rates, conductances, PASS)
+    return held, coming, all_carried(after, PASS, S, 2 * S), g_coming, own, own_coming, totals, sums
+
+
+@triton.jit(do_not_specialize=["B", "H", "chunk", "chunks", "tiles_x", "blocks"])
 def backward_kernel(
     x, grad, g_x, weights, rate, conductance, g_weights, g_rate, g_conductance,
-    B, H, tiles_y, tiles_x, blocks, groups, of_group, x_b, grad_b, r_b,
-    W: tl.constexpr, D: tl.constexpr, X_Y: tl.constexpr, X_X: tl.constexpr, GRAD_Y: tl.constexpr, GRAD_X: tl.constexpr,
-    W_E: tl.constexpr, W_D: tl.constexpr, R_Y: tl.constexpr, R_X: tl.constexpr, R_D: tl.constexpr,
-    PAIRS: tl.constexpr, P: tl.constexpr, E: tl.constexpr, DILATIONS: tl.constexpr, REACHES: tl.constexpr,
-    S: tl.constexpr, SY: tl.constexpr, SX: tl.constexpr, TY: tl.constexpr, TX: tl.constexpr,
-    UP: tl.constexpr, DOWN: tl.constexpr, LEFT: tl.constexpr, RIGHT: tl.constexpr,
-    OF_TOKENS: tl.constexpr, OF_CHANNELS: tl.constexpr, CONDUCTING: tl.constexpr, LEARNING: tl.constexpr,
-    OF_CONDUCTANCES: tl.constexpr, SPLIT: tl.constexpr, BLOCK: tl.constexpr,
+    B, H, chunk, chunks, tiles_x, blocks, x_b, grad_b, r_b,
+    X_Y: tl.constexpr, X_X: tl.constexpr, GRAD_Y: tl.constexpr, GRAD_X: tl.constexpr, W_E: tl.constexpr,
+    W_D: tl.constexpr, R_Y: tl.constexpr, R_X: tl.constexpr, R_D: tl.constexpr, PASS: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """`of_group` tiles of g_x (B, H, W, D), contiguous; and, LEARNING, what the coefficients' gradients are made of:
+    """g_x (B, H, W, D), contiguous; and, if "learning", what the coefficients' gradients are made of:
 
-    g_weights (B, groups, E, D): sums over tokens and steps of the gradient times the difference along each edge, times
-    the token's own rate and conductance · g_rate (B, H, W, D), or (blocks, B, H, W) summed over a block of channels ·
-    g_conductance (blocks, B, H, W, E), if OF_CONDUCTANCES.
+    g_weights (B, programs, E, D): sums over tokens and steps of the gradient times the difference along each edge,
+    times the token's own rate and conductance · g_rate (B, H, W, D), or (blocks, B, H, W) summed over a block of
+    channels · g_conductance (blocks, B, H, W, E), if "of conductances".
     """
-    pid = tl.program_id(0)
-    block, group, b = pid % blocks, pid // blocks % groups, (pid // blocks // groups).to(tl.int64)
+    block, b, number, z, first, last = _place(blocks, tiles_x, chunks, chunk, H, PASS)
     channels = block * BLOCK + tl.arange(0, BLOCK)
-    tiles = tiles_y * tiles_x * (SY * SX)
-    coefficients = _coefficients(weights, rate + b * r_b + channels * R_D, channels, D, W_E, W_D, E, OF_TOKENS)
-    F: tl.constexpr = REACHES[0]
-    APART: tl.constexpr = OF_TOKENS or CONDUCTING
+    S: tl.constexpr = of(PASS, "steps")
+    P: tl.constexpr = of(PASS, "pairs")
+    E: tl.constexpr = of(PASS, "edges")
+    W: tl.constexpr = of(PASS, "W")
+    D: tl.constexpr = of(PASS, "D")
+    x += b * x_b + z.to(tl.int64) * X_X
+    grad += b * grad_b + z.to(tl.int64) * GRAD_X
+    g_x += b * H * (W * D)
+    conductance += (b * H * W + z) * E
+    rate += b * r_b + z.to(tl.int64) * R_X
+    g_conductance += (block * B + b) * H * (W * E)
+    if of(PASS, "of channels"):
+        g_rate += b * H * (W * D)
+    else:
+        g_rate += (block * B + b) * H * W
+    coefficients = _coefficients(weights, rate, channels, W_E, W_D, R_D, PASS)
+    needed = tl.minimum(H, last + of(PASS, "tail") * of(PASS, "stride y"))  # the first row that is not
+    y = first - of(PASS, "lead") * of(PASS, "stride y")
+    held, coming, sums = (), (), ()
+    if of(PASS, "learning"):
+        held = _none_held(coefficients[0], PASS, 0, S)
+        coming = load(x, channels, y, z, needed, X_Y, X_X, 1, PASS, 0, True)
+        if of(PASS, "of tokens") or of(PASS, "conducting"):
+            for _ in tl.static_range(2 * P):
+                sums = sums + _none_held(coefficients[0], PASS, of(PASS, "sums"), of(PASS, "sums") + 1)
+    g_held, own = _none_held(coefficients[0], PASS, S, 2 * S), _none_own(coefficients[0], PASS)
+    g_coming = load(grad, channels, y, z, needed, GRAD_Y, GRAD_X, 1, PASS, S, True)
+    own_coming = _load_own(rate, conductance, channels, y, z, needed, R_Y, R_X, R_D, PASS)
     totals = zeros(coefficients[0], 2 * P)
-    for tile in range(group * of_group, tl.minimum(group * of_group + of_group, tiles)):
-        y0, x0 = origin(tile, tiles_y, tiles_x, SY, SX, TY, TX)
-        y, z = y0.to(tl.int64), x0.to(tl.int64)
-        first = (b * H + y) * W + z
-        of_block = block.to(tl.int64) * B * H * W + first  # where each block of channels has its own
-        amid = (y0 >= F * UP * SY) & (y0 + (TY + F * DOWN - 1) * SY < H)
-        amid &= (x0 >= F * LEFT * SX) & (x0 + (TX + F * RIGHT - 1) * SX < W)
-        for MASKED in tl.static_range(1 - SPLIT, 2):
-            if SPLIT == 0 or amid == (MASKED == 0):
-                inside = within(y0, x0, H, W, SY, SX, TY, TX, UP, DOWN, LEFT, RIGHT, F)
-                conductances = _conductances(
-                    conductance + first * E, inside, W, E, SY, SX, TY, TX, UP, DOWN, LEFT, RIGHT, F, CONDUCTING
-                )
-                rates = _rates(
-                    rate + b * r_b + y * R_Y + z * R_X, inside, channels, D, R_Y, R_X, R_D, SY, SX, TY, TX,
-                    UP, DOWN, LEFT, RIGHT, F, OF_TOKENS, OF_CHANNELS,
-                )  # fmt: skip
-                grads = load(
-                    grad + b * grad_b + y * GRAD_Y + z * GRAD_X + channels, inside, channels, D, GRAD_Y, GRAD_X,
-                    SY, SX, TY, TX, UP, DOWN, LEFT, RIGHT, F, MASKED,
-                )  # fmt: skip
-                states = ()  # before each step
-                if LEARNING:
-                    rows = load(
-                        x + b * x_b + y * X_Y + z * X_X + channels, inside, channels, D, X_Y, X_X,
-                        SY, SX, TY, TX, UP, DOWN, LEFT, RIGHT, F, MASKED,
-                    )  # fmt: skip
-                    states = (rows,)
-                    for s in tl.static_range(S - 1):
-                        new = middle(states[s], TY, TX, UP, DOWN, LEFT, RIGHT, REACHES[s], REACHES[s + 1])
-                        if OF_TOKENS:
-                            new = zeros(rows[0], count(REACHES[s + 1], TY, TX, UP, DOWN, LEFT, RIGHT))
-                        for p in tl.static_range(P):
-                            new = flow(
-                                new, states[s], inside, coefficients[PAIRS[4 * p + 2]],
-                                coefficients[PAIRS[4 * p + 3]], conductances[PAIRS[4 * p + 2]],
-                                conductances[PAIRS[4 * p + 3]], PAIRS[4 * p + 2], PAIRS[4 * p + 3],
-                                PAIRS[4 * p] * DILATIONS[s], PAIRS[4 * p + 1] * DILATIONS[s], TY, TX,
-                                UP, DOWN, LEFT, RIGHT, F, REACHES[s], REACHES[s + 1], CONDUCTING, MASKED,
-                            )  # fmt: skip
-                        if OF_TOKENS:
-                            new = products(new, rates, TY, TX, UP, DOWN, LEFT, RIGHT, F, REACHES[s + 1])
-                            new = sums(states[s], new, TY, TX, UP, DOWN, LEFT, RIGHT, REACHES[s], REACHES[s + 1])
-                        states = states + (new,)
-                moved = totals
-                if APART:
-                    moved = zeros(coefficients[0], 2 * P * TY * TX)
-                for q in tl.static_range(S):  # step S - 1 - q
-                    if LEARNING:
-                        found = ()
-                        for edge in tl.static_range(2 * P):
-                            found = found + moved_along(
-                                moved, edge * (TY * TX if APART else 1), states[S - 1 - q], grads, inside, edge % 2,
-                                PAIRS[edge // 2 * 4] * DILATIONS[S - 1 - q] * (1 - edge % 2 * 2),
-                                PAIRS[edge // 2 * 4 + 1] * DILATIONS[S - 1 - q] * (1 - edge % 2 * 2),
-                                TY, TX, UP, DOWN, LEFT, RIGHT, F, REACHES[S - 1 - q], F - REACHES[S - q], APART, MASKED,
-                            )  # fmt: skip
-                        moved = found
-                    scaled = grads
-                    if OF_TOKENS:
-                        scaled = products(grads, rates, TY, TX, UP, DOWN, LEFT, RIGHT, F, F - REACHES[S - q])
-                    grads = middle(grads, TY, TX, UP, DOWN, LEFT, RIGHT, F - REACHES[S - q], F - REACHES[S - 1 - q])
-                    for edge in tl.static_range(2 * P):
-                        if PAIRS[edge // 2 * 4 + 2 + edge % 2] >= 0:
-                            grads = flow_back(
-                                grads, scaled, inside, coefficients[PAIRS[edge // 2 * 4 + 2 + edge % 2]],
-                                conductances[PAIRS[edge // 2 * 4 + 2 + edge % 2]],
-                                PAIRS[edge // 2 * 4] * DILATIONS[S - 1 - q] * (1 - edge % 2 * 2),
-                                PAIRS[edge // 2 * 4 + 1] * DILATIONS[S - 1 - q] * (1 - edge % 2 * 2),
-                                TY, TX, UP, DOWN, LEFT, RIGHT, F, F - REACHES[S - q], F - REACHES[S - 1 - q],
-                                CONDUCTING, MASKED,
-                            )  # fmt: skip
-                store(
-                    g_x + first * D + channels, grads, inside, channels, D, W * D, D, SY, SX, TY, TX,
-                    UP, DOWN, LEFT, RIGHT, F, MASKED,
-                )  # fmt: skip
-                if LEARNING and APART:
-                    of_rates = zeros(coefficients[0], TY * TX)
-                    settled = ()
-                    for edge in tl.static_range(2 * P):
-                        total = totals[edge]
-                        if PAIRS[edge // 2 * 4 + 2 + edge % 2] >= 0:
-                            total, of_rates = _settled(
-                                total, of_rates, moved, edge * TY * TX,
-                                coefficients[PAIRS[edge // 2 * 4 + 2 + edge % 2]], rates,
-                                conductances[PAIRS[edge // 2 * 4 + 2 + edge % 2]], inside,
-                                g_conductance + of_block * E + PAIRS[edge // 2 * 4 + 2 + edge % 2], W, E,
-                                SY, SX, TY, TX, UP, DOWN, LEFT, RIGHT, F, OF_TOKENS, CONDUCTING, OF_CONDUCTANCES,
-                            )  # fmt: skip
-                        settled = settled + (total,)
-                    moved = settled
-                    if OF_CHANNELS:
-                        store(
-                            g_rate + first * D + channels, of_rates, inside, channels, D, W * D, D,
-                            SY, SX, TY, TX, UP, DOWN, LEFT, RIGHT, F, MASKED,
-                        )  # fmt: skip
-                    elif OF_TOKENS:
-                        store_sums(
-                            g_rate + of_block, of_rates, inside, W, 1,
-                            SY, SX, TY, TX, UP, DOWN, LEFT, RIGHT, F,
-                        )  # fmt: skip
-                if LEARNING:
-                    totals = moved
-    if LEARNING:
-        g_weights += (b * groups + group) * E * D + channels
-        for edge in tl.static_range(2 * P):
-            if PAIRS[edge // 2 * 4 + 2 + edge % 2] >= 0:
-                tl.store(g_weights + PAIRS[edge // 2 * 4 + 2 + edge % 2] * D, totals[edge], channels < D)
+    for _ in range(_turns(first, last, PASS)):
+        if _amid(y, z, first, last, needed, PASS):
+            held, coming, g_held, g_coming, own, own_coming, totals, sums = _backward_turn(
+                held, coming, g_held, g_coming, own, own_coming, totals, sums, coefficients, x, grad, g_x, rate,
+                conductance, g_rate, g_conductance, channels, y, z, first, last, needed, H,
+                X_Y, X_X, GRAD_Y, GRAD_X, R_Y, R_X, R_D, PASS, False,
+            )  # fmt: skip
+        else:
+            held, coming, g_held, g_coming, own, own_coming, totals, sums = _backward_turn(
+                held, coming, g_held, g_coming, own, own_coming, totals, sums, coefficients, x, grad, g_x, rate,
+                conductance, g_rate, g_conductance, channels, y, z, first, last, needed, H,
+                X_Y, X_X, GRAD_Y, GRAD_X, R_Y, R_X, R_D, PASS, True,
+            )  # fmt: skip
+        y += of(PASS, "rows") * of(PASS, "stride y")
+    if of(PASS, "learning"):
+        g_weights += (b * (tiles_x * chunks * (of(PASS, "stride y") * of(PASS, "stride x"))) + number) * (E * D)
+        for e in tl.static_range(2 * P):
+            if of(PASS, "edge", e) >= 0:
+                tl.store(g_weights + of(PASS, "edge", e) * D + channels, totals[e], channels < D)
