@@ -200,7 +200,7 @@ class Pass:
 
     @cached_property
     def constants(self) -> dict[str, Sequence[int]]:
-        """What kernels ask for by name (`ldn.kernels.rows.of`); lists of windows in the order of `March.windows`."""
+        """What kernels ask for by name (`ldn.kernels.constants.of`); windows in the order of `March.windows`."""
         march, windows, steps = self.march, self.march.windows, len(self.dilations)
         along = [(d * pair.offset[0], d * pair.offset[1]) for d in self.dilations for pair in self.pairs]
         everything = steps + len(march.gradients) + 1

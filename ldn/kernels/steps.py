@@ -1,4 +1,4 @@
-"""A program's march along the grid, S diffusion steps or their gradients: two kernels, made of `ldn.kernels.rows`.
+"""A program's march along the grid, S diffusion steps or their gradients: two kernels, made of `rows` and `flow`.
 
 In every turn it loads the next turn's rows before it steps this one's, so that loads are under way while it computes.
 Turns that see no end of the grid, most of them, are compiled apart, without masks: half the instructions. What tokens
@@ -11,22 +11,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ldn.kernels.rows import (
-    all_carried,
-    at,
-    carried,
-    exactly,
-    load,
-    load_numbers,
-    moved_along,
-    of,
-    states,
-    step_back,
-    store,
-    store_sums,
-    within,
-    zeros,
-)
+from ldn.kernels.constants import at, of
+from ldn.kernels.flow import moved_along, states, step_back
+from ldn.kernels.rows import all_carried, carried, exactly, load, load_numbers, store, store_sums, within, zeros
 
 
 @triton.jit
