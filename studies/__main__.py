@@ -82,6 +82,7 @@ def run(
 
     With --on slurm it submits that and returns; `status` shows how far it is, `python -m results` writes the report.
     """
+    from results.files import made_folder
     from results.record import run_folder
     from results.report import print_report, write_report
     from studies.drive import drive
@@ -107,6 +108,7 @@ def run(
         return
     if dry_run:
         raise ValueError("--dry-run plans jobs for --on slurm; `python -m studies show` says what a study runs")
+    made_folder(out / path.stem)  # not after hours of training
     with attended(runs, path.stem) as (shown, stopping), closing(here(on, place, slots, stopping)) as executor:
         tally = drive(study, path.stem, declared_by(path), runs, executor, shown, stopping, retry)
     say_notes(tally.notes, tally.fatal)
@@ -281,6 +283,7 @@ def bench(
     """Measure time, memory and multiply-adds over lengths, all models in turns. Nothing else should run beside it."""
     from results.cost_frame import cost_frame
     from results.costs import print_costs, write_costs
+    from results.files import made_folder
     from results.operators import operator_frame, print_operators, write_operators
     from studies import operators, subjects
     from studies.bench import Interrupted, settings
@@ -302,6 +305,8 @@ def bench(
         chosen = subjects.of_study(catalogue.load(path), subjects.parse_lengths(lengths), size)
     if not chosen:
         raise ValueError("there is nothing to measure: give --lengths, or a study")
+    for folder in (runs, out):  # not after an hour of measuring
+        made_folder(folder)
     stopped = False
     try:
         with said_meanwhile(console) as say:

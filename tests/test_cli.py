@@ -199,6 +199,8 @@ def test_a_task_that_no_run_could_find_is_refused_before_anything_is_begun(
             ["run", "mine.py", "--runs", "/proc/x"],
             r"no folder /proc/x/studies/mine \(No such file or directory\): choose",
         ),
+        (["run", "mine.py", "--out", "mine.py/x"], r"no folder mine.py/x/mine \(Not a directory\): choose"),
+        (["bench", "--lengths", "64", "--runs", "/proc/x"], r"no folder /proc/x \(No such file or directory\): choose"),
         (["run", "mine.py", "--on", "slurm"], r"there is no slurm.toml, which says what to ask of SLURM: copy"),
         (["run", "mine.py", "--dry-run"], r"--dry-run plans jobs for --on slurm"),
         (["logs", "abc"], r"jobs on a cluster were given no run 'abc'"),
