@@ -31,6 +31,7 @@ import torch
 from torch import Tensor
 
 from ldn.kernels.march import Pass
+from ldn.kernels.steps import SIZES
 from ldn.reference import Offset
 from studies.operators import CASES, OFFSETS, DiffusionCase
 
@@ -128,7 +129,7 @@ class Launches:
         return self.launch
 
     def launch(self, num_warps: int, **given: Any) -> None:
-        """Types and constants as Triton finds them: integers of 1 are constants, multiples of 16 known to be that."""
+        """Types and constants as Triton finds them: 1 is a constant, multiples of 16 are marked, but not of SIZES."""
         constant = {name for name, kind in self.kernel.fn.__annotations__.items() if "constexpr" in str(kind)}
         signature: dict[str, str] = {}
         constants: dict[str, object] = {}
@@ -136,10 +137,10 @@ class Launches:
             value = given[name]
             if isinstance(value, Tensor):
                 signature[name] = {torch.bfloat16: "*bf16:16", torch.float32: "*fp32:16"}[value.dtype]
-            elif name in constant or value == 1:
+            elif name in constant or (value == 1 and name not in SIZES):
                 signature[name], constants[name] = "constexpr", value
             else:
-                signature[name] = "i32:16" if value % 16 == 0 else "i32"
+                signature[name] = "i32:16" if value % 16 == 0 and name not in SIZES else "i32"
         self.jobs.append(Job(f"ldn.kernels.steps:{self.kernel.__name__}", signature, constants, num_warps))
 
 
@@ -147,19 +148,22 @@ def launches(
     x: Tensor, offsets: Sequence[Offset], weights: Tensor, rate: Tensor, dilations: Sequence[int],
     conductance: Tensor | None = None,
 ) -> list[tuple[Pass, Job]]:  # fmt: skip
-    """The passes of `ldn.kernels.diffuse` and of its gradients, and what each launches; tensors may be on "meta"."""
+    """The passes of `ldn.kernels.diffuse` and of its gradients, and what each launches; tensors may be on "meta".
+
+    Each as if it were the only one: what lies between two passes would be float32.
+    """
     from ldn.kernels import diffusion
 
     rate = rate.view((1,) * (x.dim() - rate.dim()) + rate.shape)
-    stencil, grid = diffusion.unpacked(x, [d for o in offsets for d in o], weights, rate, conductance)
+    operands, tokens = diffusion.unpacked(x, [d for o in offsets for d in o], weights, rate, conductance)
     found = []
     with patch.object(diffusion, "wrap_triton", Launches()) as written:
         for of_gradients in (False, True):
-            for part in diffusion.passes_of(stencil, x, dilations, of_gradients) or ():
+            for part in diffusion.passes_of(operands, x, dilations, of_gradients) or ():
                 if of_gradients:
-                    diffusion.backward(stencil, grid, grid, part, x.dtype, True, conductance is not None)
+                    diffusion.backward(operands, tokens, tokens, part, x.dtype, True, conductance is not None)
                 else:
-                    diffusion.forward(stencil, grid, [part], x.dtype)
+                    diffusion.forward(operands, tokens, [part], x.dtype)
                 found.append((part, written.jobs[-1]))
     return found
 

@@ -20,13 +20,13 @@ from torch.library import triton_op, wrap_triton
 from torch.utils.flop_counter import register_flop_formula
 
 from ldn.kernels.march import Pass, as_text
-from ldn.kernels.plan import LARGEST, pairs, plan
+from ldn.kernels.plan import enough, pairs, plan
 from ldn.kernels.steps import backward_kernel, forward_kernel
 from ldn.reference import Offset
 from ldn.stencil import step_flops
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-WARPS = 1320  # that a GPU should have: what an H100's 132 multiprocessors run at once, 10 each, of 200 registers
+MULTIPROCESSORS = 132  # of an H100
 # what is interpreted cannot be traced into: there the operators are opaque
 operator = torch.library.custom_op if triton.knobs.runtime.interpret else triton_op
 
@@ -37,7 +37,7 @@ def _ceil(n: int, by: int) -> int:
 
 
 @dataclass(frozen=True)
-class Stencil:
+class Operands:
     """What the launches of one call have in common. x and its like are (B, H, W, D), rate of as many dimensions."""
 
     offsets: tuple[Offset, ...]
@@ -69,7 +69,7 @@ class Stencil:
         h, w, d = x.shape[1], int(x.shape[2]), int(x.shape[3])  # constants of the kernel, whatever else varies
         block = min(1 << (d - 1).bit_length(), 32 * part.channels)
         blocks = _ceil(d, block)
-        sy, sx = part.stride, 1 if len(self.offsets[0]) == 1 else part.stride
+        sy, sx = part.stride, part.stride if w > 1 else 1
         tiles_x = _ceil(w, sx * part.columns)
         chunk = _chunk(part, _ceil(h, sy), x.shape[0] * blocks * tiles_x * sy * sx)
         chunks = _ceil(_ceil(h, sy), chunk)
@@ -82,7 +82,7 @@ class Stencil:
             **dict(zip(("x_b", "X_Y", "X_X"), x.stride(), strict=False)),
             "W_E": self.weights.stride(0), "W_D": 0 if self.weights.shape[1] == 1 else self.weights.stride(1),
             **dict(zip(("r_b", "R_Y", "R_X", "R_D"), rate_strides, strict=True)),
-            "PASS": as_text({**part.constants, **{name: [int(value)] for name, value in constants.items()}}),
+            "PASS": as_text(part, tuple(constants.items())),
             "BLOCK": block, "num_warps": 1,
         }  # fmt: skip
         return chunks * tiles_x * sy * sx, shared
@@ -91,19 +91,22 @@ class Stencil:
 def _chunk(part: Pass, rows: int, warps: int) -> int:
     """Rows that a program owns, of so many, where there are so many warps beside it.
 
-    A GPU wants WARPS of them, but what a program loads and steps before its own rows it does for nothing. The last turn
-    is a whole one.
+    As many programs as run at once, or if these are few for each, several times as many; but what a program loads and
+    steps before its own rows it does for nothing. The last turn is a whole one, if there is another program.
     """
-    beside = part.lead + part.march.tail
-    chunk = max(_ceil(rows * warps, WARPS), 4 * beside, part.rows)
-    return chunk + -(chunk + beside) % part.rows
+    at_once, beside = MULTIPROCESSORS * part.warps_at_once, part.lead + part.march.tail
+    chunks = at_once // warps
+    if chunks < 4:
+        chunks = torch.sym_max(1, 4 * at_once // warps)
+    chunk = torch.sym_max(_ceil(rows, chunks), max(beside, part.rows))
+    return torch.sym_min(chunk + -(chunk + beside) % part.rows, rows)
 
 
-def forward(stencil: Stencil, x: Tensor, passes: Sequence[Pass], dtype: torch.dtype) -> Tensor:
+def forward(operands: Operands, x: Tensor, passes: Sequence[Pass], dtype: torch.dtype) -> Tensor:
     """x through these passes; what lies between two of them stays in float32."""
     for part in passes:
         out = torch.empty(x.shape, dtype=dtype if part is passes[-1] else torch.float32, device=x.device)
-        programs, shared = stencil.arguments(part, x)
+        programs, shared = operands.arguments(part, x)
         with torch.cuda.device_of(x):
             wrap_triton(forward_kernel)[(programs * shared["blocks"] * x.shape[0],)](x=x, out=out, **shared)
         x = out
@@ -111,15 +114,15 @@ def forward(stencil: Stencil, x: Tensor, passes: Sequence[Pass], dtype: torch.dt
 
 
 def backward(
-    stencil: Stencil, x: Tensor, grad: Tensor, part: Pass, dtype: torch.dtype, learning: bool, conducting: bool
+    operands: Operands, x: Tensor, grad: Tensor, part: Pass, dtype: torch.dtype, learning: bool, of_conductances: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of x, (B, E, D) of the weights, (B, H, W, D or 1) of rates of tokens, (B, H, W, E) of conductances.
 
     Where the rate is the same for all tokens, it is not in that of the weights. What is not asked for is empty.
     """
     b, h, w, d = x.shape
-    programs, shared = stencil.arguments(part, x, **{"learning": learning, "of conductances": conducting})
-    blocks, edges = shared["blocks"], len(stencil.offsets)
+    programs, shared = operands.arguments(part, x, **{"learning": learning, "of conductances": of_conductances})
+    blocks, edges = shared["blocks"], len(operands.offsets)
     moving = {edge for pair in part.pairs for edge in (pair.ahead, pair.back)} - {-1}
     # an edge from a token to itself, or out of the grid, moves nothing, and nothing is written for it
     made = torch.empty if len(moving) == edges else torch.zeros
@@ -127,9 +130,9 @@ def backward(
     g_x = torch.empty(x.shape, dtype=dtype, device=x.device)
     g_weights = new((b, programs, edges, d) if learning else (0, 0))
     g_rate, g_conductance = new((1, 0)), new((1, 0))
-    if learning and stencil.of_tokens:
-        g_rate = new((1, b, h, w, d) if stencil.of_channels else (blocks, b, h, w, 1))
-    if conducting:
+    if learning and operands.of_tokens:
+        g_rate = new((1, b, h, w, d) if operands.of_channels else (blocks, b, h, w, 1))
+    if of_conductances:
         g_conductance = new((blocks, b, h, w, edges))
     strides = dict(zip(("grad_b", "GRAD_Y", "GRAD_X"), grad.stride(), strict=False))
     with torch.cuda.device_of(x):
@@ -154,11 +157,11 @@ def _diffuse(
     conductance: Tensor | None,
     dilations: Sequence[int],
 ) -> Tensor:
-    stencil, grid = unpacked(x, offsets, weights, rate, conductance)
-    passes = passes_of(stencil, x, dilations, of_gradients=False)
+    operands, tokens = unpacked(x, offsets, weights, rate, conductance)
+    passes = passes_of(operands, x, dilations, of_gradients=False)
     if passes is None:
         return torch.ops.ldn.diffuse(x, offsets, weights, rate, len(dilations), conductance, dilations)
-    return forward(stencil, grid, passes, x.dtype).view(x.shape)
+    return forward(operands, tokens, passes, x.dtype).view(x.shape)
 
 
 @operator("ldn::diffuse_fused_backward", mutates_args=())
@@ -177,30 +180,30 @@ def _diffuse_backward(
 
     All but the first are empty unless `learning`, and the last unless `conducting` (which is learning, too).
     """
-    stencil, grid = unpacked(x, offsets, weights, rate, conductance)
-    passes = passes_of(stencil, x, dilations, of_gradients=True)
+    operands, tokens = unpacked(x, offsets, weights, rate, conductance)
+    passes = passes_of(operands, x, dilations, of_gradients=True)
     if passes is None:
         found = torch.ops.ldn.diffuse_backward(
             grad, x, offsets, weights, rate, conductance, dilations, learning, conducting
         )
         return found if learning else (found[0], found[1], rate.new_empty(0), found[3])
-    g, inputs, moved = _of_rows(grad).view(grid.shape), [grid], []
+    g, inputs, moved = _of_rows(grad).view(tokens.shape), [tokens], []
     for part in passes[:-1] if learning else ():
-        again = passes_of(stencil, x, [part.stride * d for d in part.dilations], of_gradients=False)
+        again = passes_of(operands, x, [part.stride * d for d in part.dilations], of_gradients=False)
         assert again is not None  # states alone need fewer registers than with their gradients
-        inputs.append(forward(stencil, inputs[-1], again, torch.float32))
+        inputs.append(forward(operands, inputs[-1], again, torch.float32))
     for part in reversed(passes):
         dtype = x.dtype if part is passes[0] else torch.float32
-        before = inputs.pop() if learning else grid
-        g, *of_coefficients = backward(stencil, before, g, part, dtype, learning, conducting)
+        before = inputs.pop() if learning else tokens
+        g, *of_coefficients = backward(operands, before, g, part, dtype, learning, conducting)
         moved.append(of_coefficients)
     if not learning:
         return g.view(x.shape), weights.new_empty(0), rate.new_empty(0), x.new_empty(0)
     g_weights, g_rate, g_conductance = (sum(parts[1:], parts[0]) for parts in zip(*moved, strict=True))
-    if not stencil.of_tokens:  # times the weights it is the rate's gradient, and times the rate the weights'
+    if not operands.of_tokens:  # times the weights it is the rate's gradient, and times the rate the weights'
         g_rate = (g_weights * weights.float()).sum(1)[:, None, None]
-        g_weights = g_weights * stencil.rate[:, 0].float()
-    g_rate = g_rate.sum_to_size(stencil.rate.shape).reshape(rate.shape).to(rate.dtype)
+        g_weights = g_weights * operands.rate[:, 0].float()
+    g_rate = g_rate.sum_to_size(operands.rate.shape).reshape(rate.shape).to(rate.dtype)
     g_weights = g_weights.sum(0).sum_to_size(weights.shape).to(weights.dtype)
     if not conducting or conductance is None:
         return g.view(x.shape), g_weights, g_rate, x.new_empty(0)
@@ -209,14 +212,14 @@ def _diffuse_backward(
 
 def unpacked(
     x: Tensor, offsets: Sequence[int], weights: Tensor, rate: Tensor, conductance: Tensor | None
-) -> tuple[Stencil, Tensor]:
-    """The stencil, its offsets no longer one list, and x (B, H, W, D): a sequence is a grid of width 1."""
+) -> tuple[Operands, Tensor]:
+    """The operands, its offsets no longer one list, and x (B, H, W, D): a sequence is a grid of width 1."""
     rank = x.dim() - 2
     listed = tuple(tuple(offsets[i : i + rank]) for i in range(0, len(offsets), rank))
     x = _of_rows(x)
     if rank == 1:
         x, rate = x.unsqueeze(2), rate.unsqueeze(2)
-    return Stencil(listed, weights, rate, None if conductance is None else conductance.contiguous()), x
+    return Operands(listed, weights, rate, None if conductance is None else conductance.contiguous()), x
 
 
 def _of_rows(x: Tensor) -> Tensor:
@@ -224,14 +227,13 @@ def _of_rows(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
-def passes_of(stencil: Stencil, x: Tensor, dilations: Sequence[int], of_gradients: bool) -> tuple[Pass, ...] | None:
+def passes_of(operands: Operands, x: Tensor, dilations: Sequence[int], of_gradients: bool) -> tuple[Pass, ...] | None:
     """None where the kernels cannot: for other dtypes, nothing to move, or offsets that reach too far for registers."""
-    if x.dtype not in DTYPES or x.numel() == 0 or not pairs(stencil.offsets):
+    if x.dtype not in DTYPES or x.numel() == 0 or not pairs(operands.offsets):
         return None
-    # tokens, from which on all plans are alike: compiled once for all lengths
-    enough = max(LARGEST, *(abs(d) for offset in stencil.offsets for d in offset)) * max(dilations) + 1
-    grid = tuple(enough if n > enough else int(n) for n in x.shape[1:-1])
-    planned = plan(stencil.offsets, tuple(dilations), grid, stencil.numbers, of_gradients)
+    most = enough(operands.offsets, tuple(dilations))  # beyond it all plans are alike: compiled once for all lengths
+    grid = tuple(most if n > most else int(n) for n in x.shape[1:-1])
+    planned = plan(operands.offsets, tuple(dilations), grid, operands.numbers, of_gradients)
     return None if planned is None else planned.passes
 
 

@@ -3,7 +3,8 @@
 A program marches along an axis of the grid, U rows of tokens in a turn, and takes each of them through all steps of the
 pass. The state before step s is known up to the row that lies s reaches behind the newest one, for a step looks ahead:
 so it lags, and for looking back some of its rows are held. What is held of one state is a `Window`: the windows lie
-behind one another, and nothing is computed twice but where a program starts, and at the sides of its columns.
+behind one another, and nothing is computed twice but the rows at the ends of those that a program owns, as many as all
+steps reach, and at the sides of its columns.
 
     loaded                   0 0 0 0 | 0 0 0 0       U = 4 new rows, and those carried from the turn before
     after one step         1 1 1 1 | 1 1 1 1         lag by one row
@@ -15,9 +16,9 @@ is: gradients lag the more the earlier their step. Where both are known, step s 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import accumulate
 
 TURN = 12  # instructions of a turn beside its rows'
@@ -149,6 +150,7 @@ class Pass:
 
     A program takes `rows` rows of the grid in a turn, and a thread has `channels` of each row. `lead` rows before those
     that it owns it must load. `numbers`: how many coefficients each token has of its own, `edges`: how many offsets.
+    `height`: rows of the grid, or enough of them.
     """
 
     dilations: tuple[int, ...]
@@ -160,6 +162,7 @@ class Pass:
     channels: int
     numbers: int
     edges: int
+    height: int
 
     @property
     def columns(self) -> int:
@@ -179,6 +182,11 @@ class Pass:
         return self.channels * kept + raw + self.numbers * march.own.rows(self.rows)
 
     @property
+    def warps_at_once(self) -> int:
+        """Programs that a multiprocessor runs: they have 65 536 registers, and some 56 each that are not counted."""
+        return 65_536 // (32 * (self.registers + 56))
+
+    @property
     def unrolled(self) -> int:
         """How many times a step of a token along a pair of edges is written out in a kernel."""
         return self.rows * self.march.stepped * len(self.pairs)
@@ -188,7 +196,8 @@ class Pass:
         """Instructions for each element that a program owns, by which passes are compared.
 
         A difference and two multiply-adds a step and pair, loads, stores and conversions, what a turn costs besides,
-        and, where tokens have numbers of their own, gradients summed over a warp.
+        and, where tokens have numbers of their own, gradients summed over a warp; all of it also for the rows beside
+        its own, of which a program has four times as many if there are so many.
         """
         march, backward = self.march, bool(self.march.gradients)
         memory = (1 + backward) * march.own.columns / self.columns * (4 / self.channels - 0.5) + 1 / self.channels + 0.5
@@ -196,7 +205,9 @@ class Pass:
         moved = sum(window.rows(0) for window in (*march.states, *march.gradients))  # to the next turn's registers
         turn = stepped + moved + TURN / self.channels
         of_numbers = self.numbers * (10 / self.channels if backward else 1)
-        return memory + of_numbers + (3 * stepped + turn / self.rows) / self.columns
+        beside = self.lead + march.tail
+        own = min(self.height, max(1, 4 * beside))
+        return (memory + of_numbers + (3 * stepped + turn / self.rows) / self.columns) * (own + beside) / own
 
     @cached_property
     def constants(self) -> dict[str, Sequence[int]]:
@@ -219,6 +230,8 @@ class Pass:
         }  # fmt: skip
 
 
-def as_text(constants: Mapping[str, Sequence[int]]) -> str:
-    """As kernels take them: Triton hands no tuple of constants on to a function, but it does text."""
+@cache
+def as_text(part: Pass, others: tuple[tuple[str, int], ...]) -> str:
+    """The pass's constants and these others, as kernels take them: Triton hands on no tuple to a function, but text."""
+    constants = {**part.constants, **{name: [number] for name, number in others}}
     return ";".join(f"{name}={','.join(str(int(n)) for n in numbers)}" for name, numbers in constants.items())

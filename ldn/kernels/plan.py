@@ -54,6 +54,12 @@ def pairs(offsets: tuple[Offset, ...]) -> tuple[Pair, ...]:
     return tuple(found)
 
 
+def enough(offsets: tuple[Offset, ...], dilations: tuple[int, ...]) -> int:
+    """So many tokens along an axis that the plans of all longer ones are alike."""
+    reach = max(abs(d) for offset in offsets for d in offset)
+    return max(max(LARGEST, reach) * max(dilations), 8 * reach * sum(dilations)) + 1
+
+
 @cache
 def plan(
     offsets: tuple[Offset, ...], dilations: tuple[int, ...], grid: tuple[int, ...], numbers: int, of_gradients: bool
@@ -101,7 +107,7 @@ def _fitting(
         march = backward(steps, reach, columns) if of_gradients else forward(steps, reach, columns)
         lead = sum(steps) * (max(up, down) if of_gradients else up)
         for rows, channels in product(ROWS, CHANNELS):
-            part = Pass(steps, stride, edges, march, lead, rows, channels, numbers, len(offsets))
+            part = Pass(steps, stride, edges, march, lead, rows, channels, numbers, len(offsets), height)
             small = part.registers <= MOST_REGISTERS and (part.unrolled <= MOST_UNROLLED or rows == 1)
             if small and rows < 2 * height and columns < 2 * width:
                 found.append(part)

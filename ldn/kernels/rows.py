@@ -1,9 +1,10 @@
 """Rows: the tokens that a diffusion program keeps in registers; how they are loaded, kept and written.
 
 A tuple of rows has a row of channels for each token of a window (`ldn.kernels.march`), in reading order. Every loop is
-unrolled, so a tuple is so many registers. The first of the turn's new tokens, in the program's first column, is (y, x)
-in a grid of H rows; neighbours lie "stride y" and "stride x" apart in it. Strides are constants: what is added to a
-pointer is then part of the instruction. n: the number of a window. MASKED: some tokens may lie outside the grid.
+unrolled, so a tuple is so many registers. The first of the turn's new tokens, in the program's first column, is
+(y, column) in a grid of H rows; neighbours lie "stride y" and "stride x" apart in it. Strides are constants: what is
+added to a pointer is then part of the instruction. n: the number of a window. MASKED: some tokens may lie outside the
+grid.
 """
 
 from __future__ import annotations
@@ -15,18 +16,18 @@ from ldn.kernels.constants import at, divides, of
 
 
 @triton.jit
-def within(y, x, H, PASS: tl.constexpr, n: tl.constexpr, FROM: tl.constexpr):
+def within(y, column, H, PASS: tl.constexpr, n: tl.constexpr, FROM: tl.constexpr):
     """Of each token of window n from row FROM on, whether it is in the grid; a sequence is a grid of width 1."""
     W: tl.constexpr = of(PASS, "W")
     inside = ()
     for i in tl.static_range(FROM, of(PASS, "rows") - of(PASS, "delay", n)):
-        row = y + i * of(PASS, "stride y")
+        at_y = y + i * of(PASS, "stride y")
         for j in tl.static_range(-of(PASS, "left", n), of(PASS, "columns", n) - of(PASS, "left", n)):
-            column = x + j * of(PASS, "stride x")
+            at_x = column + j * of(PASS, "stride x")
             if W > 1:
-                inside = inside + ((row >= 0) & (row < H) & (column >= 0) & (column < W),)
+                inside = inside + ((at_y >= 0) & (at_y < H) & (at_x >= 0) & (at_x < W),)
             else:
-                inside = inside + ((row >= 0) & (row < H),)
+                inside = inside + ((at_y >= 0) & (at_y < H),)
     return inside
 
 
@@ -40,13 +41,16 @@ def zeros(like, COUNT: tl.constexpr):
 
 @triton.jit
 def load(
-    base, channels, y, x, H, STRIDE_Y: tl.constexpr, STRIDE_X: tl.constexpr, STRIDE_D: tl.constexpr,
+    base, channels, y, column, end, STRIDE_Y: tl.constexpr, STRIDE_X: tl.constexpr, STRIDE_D: tl.constexpr,
     PASS: tl.constexpr, n: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
-    """The turn's new rows of window n, as they are stored, 0 outside the grid; `base` points to (0, x)."""
+    """The turn's new rows of window n, as they are stored; 0 outside the grid and from row `end` on.
+
+    `base` points to row 0 of the column.
+    """
     D: tl.constexpr = of(PASS, "D")
     whole: tl.constexpr = divides(channels.shape[0], D)
-    inside = within(y, x, H, PASS, n, 0)
+    inside = within(y, column, end, PASS, n, 0)
     base += y.to(tl.int64) * STRIDE_Y + channels * STRIDE_D
     rows = ()
     for i in tl.static_range(of(PASS, "rows")):
@@ -66,10 +70,10 @@ def load(
 
 @triton.jit
 def load_numbers(
-    base, y, x, H, STRIDE_Y: tl.constexpr, STRIDE_X: tl.constexpr, PASS: tl.constexpr, n: tl.constexpr
+    base, y, column, end, STRIDE_Y: tl.constexpr, STRIDE_X: tl.constexpr, PASS: tl.constexpr, n: tl.constexpr
 ):  # fmt: skip
     """One number of each token instead of a row."""
-    inside = within(y, x, H, PASS, n, 0)
+    inside = within(y, column, end, PASS, n, 0)
     base += y.to(tl.int64) * STRIDE_Y
     found = ()
     for i in tl.static_range(of(PASS, "rows")):
@@ -81,19 +85,19 @@ def load_numbers(
 
 
 @triton.jit
-def store(base, rows, channels, y, x, first, last, PASS: tl.constexpr, n: tl.constexpr, MASKED: tl.constexpr):
+def store(base, rows, channels, y, column, first, last, PASS: tl.constexpr, n: tl.constexpr, MASKED: tl.constexpr):
     """Write window n, of which no row is carried, to (H, W, D): the rows from `first` to before `last`, if MASKED."""
     D: tl.constexpr = of(PASS, "D")
     W: tl.constexpr = of(PASS, "W")
     whole: tl.constexpr = divides(channels.shape[0], D)
-    base += (y.to(tl.int64) * W + x) * D + channels
+    base += (y.to(tl.int64) * W + column) * D + channels
     for i in tl.static_range(-of(PASS, "delay", n), of(PASS, "rows") - of(PASS, "delay", n)):
         for j in tl.static_range(of(PASS, "columns", n)):
             place = base + (i * of(PASS, "stride y") * W + j * of(PASS, "stride x")) * D
             row = rows[at(PASS, n, i, j)].to(base.dtype.element_ty)
             if MASKED:
                 own = (y + i * of(PASS, "stride y") >= first) & (y + i * of(PASS, "stride y") < last)
-                tl.store(place, row, channels < tl.where(own & (x + j * of(PASS, "stride x") < W), D, 0))
+                tl.store(place, row, channels < tl.where(own & (column + j * of(PASS, "stride x") < W), D, 0))
             elif not whole:
                 tl.store(place, row, channels < D)
             else:
@@ -102,16 +106,16 @@ def store(base, rows, channels, y, x, first, last, PASS: tl.constexpr, n: tl.con
 
 @triton.jit
 def store_sums(
-    base, rows, y, x, first, last, STRIDE: tl.constexpr, PASS: tl.constexpr, n: tl.constexpr
+    base, rows, y, column, first, last, STRIDE: tl.constexpr, PASS: tl.constexpr, n: tl.constexpr
 ):  # fmt: skip
     """Write each row's sum over its channels, a number of its token, to (H, W, STRIDE); rows as `store` has them."""
     W: tl.constexpr = of(PASS, "W")
-    base += (y.to(tl.int64) * W + x) * STRIDE
+    base += (y.to(tl.int64) * W + column) * STRIDE
     for i in tl.static_range(-of(PASS, "delay", n), of(PASS, "rows") - of(PASS, "delay", n)):
         for j in tl.static_range(of(PASS, "columns", n)):
             place = base + (i * of(PASS, "stride y") * W + j * of(PASS, "stride x")) * STRIDE
             own = (y + i * of(PASS, "stride y") >= first) & (y + i * of(PASS, "stride y") < last)
-            tl.store(place, tl.sum(rows[at(PASS, n, i, j)], axis=0), own & (x + j * of(PASS, "stride x") < W))
+            tl.store(place, tl.sum(rows[at(PASS, n, i, j)], axis=0), own & (column + j * of(PASS, "stride x") < W))
 
 
 @triton.jit
