@@ -86,7 +86,7 @@ CASES = {
     "diagonals": Case((5, 9), [(1, -1), (-1, 1), (1, 2), (-2, 0)], (1,)),
     "one column, of which every other row": Case((11, 1), CROSS, (2,)),
     "one column, rates of tokens": Case((9, 1), CROSS, (2,), rate=(0, 0, 0, 1), batch=1),
-    "multiscale on a grid": Case((8, 9), CROSS, (1, 2, 4), batch=1),
+    "multiscale on a grid": Case((5, 6), CROSS, (1, 2, 4), batch=1),
     "4 neighbours, walls and rates of tokens": Case((3, 4), CROSS, (1, 1), rate=(0, 0, 0, 1), conducting=True, batch=1),
 }
 

@@ -11,7 +11,8 @@ Its gradients, with G that of A v, T = p^T G, m_i = sum_a p_ia (M G_i)_a and t =
     of k_ja: min(phi(k_ja), 1) / s_a ((T v_j)_a - t_a)        of v_je: sum_a phi(k_ja) / s_a T_ae
 
 Shapes: B batch, N tokens, D width, heads H of width d; a state is (d + 1, d), its last row the sum. Tokens are cut into
-chunks, a program each: partial states are summed in a fixed order, so that the same input gives the same bits.
+chunks, a program each: partial states are summed in a fixed order, so that the same input gives the same bits. Not
+measured on a GPU.
 """
 
 # mypy: allow-untyped-defs
