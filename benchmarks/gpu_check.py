@@ -258,6 +258,8 @@ def pack(folder: Path, archive: Path) -> None:
 
 def check(out: Path, quick: bool) -> bool:
     """Run all parts, renewing the archive after each; whether all of them passed."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in a shell's background: parts would not hear it either
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     began, python, archive = time.perf_counter(), interpreter(), out / "gpu-check.tar.gz"
     out.mkdir(parents=True, exist_ok=True)
     if sees_gpu() and (lacking := missing()):
