@@ -55,7 +55,7 @@ class Compiled(NamedTuple):
     shared: int  # bytes a program
     ptx: str
     turn: int  # instructions of one turn of its loop, the cheaper way where that is cut in two; 0 without a loop
-    seconds: float  # that compiling took
+    seconds: float  # that compiling took, 0 if Triton had it from before
 
 
 def compiled(jobs: Sequence[Job]) -> list[Compiled]:
