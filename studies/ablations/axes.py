@@ -4,7 +4,7 @@ One factor at a time around the preset, on two real digits and a cue (no downloa
 parameters. 17 arms x 5 seeds, about 10 s a run on one CPU core. Expected: the reference near 97 %, without
 attention or mixing near 54 %.
 
-    python -m studies tune axes    (16 trials an arm, 30 minutes on two CPU cores; axes.tuned.json is what it found)
+    python -m studies tune axes    (16 trials an arm, 40 minutes on two CPU cores; axes.tuned.json is what it found)
     python -m studies run axes
 """
 
