@@ -3,10 +3,11 @@
     python -m benchmarks.instructions
 
 Where a kernel takes more instructions for an element than a GPU can issue while it copies one, it is bound by them, not
-by memory. An H200 issues 132 x 128 a cycle, at 1.755 GHz, and copies 4.3e12 bytes a second: 28 instructions for the 4
-bytes that a forward pass reads and writes for an element of 16 bits, 41 for the 6 of a backward pass. "At most" is the
-share of the copy's speed which that leaves; how much of it is reached only a GPU can say. Counted are those of a turn
-within the sequence (`ldn.kernels.steps`); those at its ends, and where a program starts, take about twice as many.
+by memory. An H200 issues 33.5e12 a second (its datasheet's 67 TFLOP/s of float32 are as many multiply-adds) and copies
+4.3e12 bytes: 31 instructions for the 4 bytes that a forward pass reads and writes for an element of 16 bits, 47 for the
+6 of a backward pass. "At most" is the share of the copy's speed which that leaves; how much of it is reached only a GPU
+can say. Counted are those of a turn within the sequence (`ldn.kernels.steps`); those at its ends, and where a program
+starts, take about twice as many.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from ldn.kernels.steps import SIZES
 from ldn.reference import Offset
 from studies.operators import CASES, OFFSETS, DiffusionCase
 
-ISSUED = 132 * 128 * 1.755e9  # instructions a second, one for each of a warp's 32 lanes
+ISSUED = 67e12 / 2  # instructions a second, one for each of a warp's 32 lanes
 COPIED = 4.3e12  # bytes a second
 WIDTH, TOKENS = 512, 4096
 JUMP = r"/\*([0-9a-f]{4,})\*/\s+(@!?U?P\d+ )?BRA(?:\.\w+)* (?:!?U?P\d+, )?0x([0-9a-f]+)"

@@ -252,3 +252,15 @@ def test_a_pdf_keeps_its_text_and_is_the_same_each_time() -> None:
     assert first == second
     assert b"/Type3" not in first
     assert b"/CIDFontType2" in first
+
+
+def test_powers_on_an_axis_are_typeset_though_dollars_in_names_are_not() -> None:
+    with matplotlib.rc_context(style.STYLE):
+        axes = Figure().subplots()
+        axes.plot([0, 1], [-300.0, 300.0], label="$a$")
+        axes.set_yscale("symlog", linthresh=1.0)
+        name = axes.legend().get_texts()[0]
+    style.encode(axes.figure, "png")
+    powers = [label for label in axes.get_yticklabels() if "10^" in label.get_text()]
+    assert powers and all(label.get_parse_math() for label in powers)
+    assert not name.get_parse_math()

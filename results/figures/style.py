@@ -44,6 +44,9 @@ def encode(figure: Figure, kind: str) -> bytes:
     file = io.BytesIO()
     undated = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}
     with matplotlib.rc_context({"pdf.fonttype": 42, "svg.hashsalt": "ldn"}):
+        for axis in (axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis) if axis.get_scale() != "linear"):
+            for label in axis.get_ticklabels(which="both"):
+                label.set_parse_math(True)  # powers, never names: the first ticks were made while dollars were text
         if figure.get_layout_engine() is not None:  # found once for all kinds: it takes longer than drawing
             figure.draw_without_rendering()
             figure.set_layout_engine("none")
