@@ -1,7 +1,8 @@
 # Two commands do everything on a fresh machine, set-up included:
 #   make ablation   the main study on its embedded data: trains, prints the table, draws the figures
 #   make test       lint, types and tests
-# and  make test-slurm  tests against a real SLURM, started on this machine and stopped again; needs root and packages
+# and  make test-compile  compiles the kernels for an H100 (no GPU is needed) and counts spilled registers
+#      make test-slurm  tests against a real SLURM, started on this machine and stopped again; needs root and packages
 #      make bench   the benchmarks behind the README's figures of speed
 #      make gpu-check   tests, bench and training on a GPU, under 8 minutes, into OUT/gpu-check.tar.gz; installs nothing
 
@@ -9,7 +10,7 @@ PYTHON ?= python3
 OUT ?= reports
 BIN := .venv/bin
 
-.PHONY: ablation test test-slurm bench gpu-check clean
+.PHONY: ablation test test-compile test-slurm bench gpu-check clean
 
 ablation: .venv/.suite
 	$(BIN)/python -m studies run axes
@@ -19,6 +20,9 @@ test: .venv/.test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+test-compile: .venv/.test
+	$(BIN)/python -m pytest -n 2 -m ptxas tests
 
 test-slurm: .venv/.test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --durations=12 tests/slurm

@@ -413,6 +413,7 @@ COMPILED = {
 }
 
 
+@pytest.mark.ptxas
 def test_compiled_for_hopper_nothing_is_spilled() -> None:
     """And none takes more than 200 registers, of which 10 warps are at once on a multiprocessor."""
     names, jobs = [], []
