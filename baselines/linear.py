@@ -45,5 +45,6 @@ class Linear(nn.Module):
         if lengths is not None or (self.input.kind != "image" and x.shape[1] != n):
             raise ValueError(f"the linear baseline has a fixed length of {n} tokens and takes no lengths")
         if self.vocabulary:
+            self.input.check_ids(x)
             x = nn.functional.one_hot(x.long(), self.vocabulary).to(self.map.weight.dtype)
         return self.map(torch.flatten(x, 1))

@@ -11,7 +11,7 @@ from typing import Annotated, ClassVar, Literal
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from ldn.classifier import Classifier, InputSpec, ModelConfig, Positions, Stem, TargetSpec
+from ldn.classifier import Classifier, InputSpec, ModelConfig, Positions, Stem, TargetSpec, check_lengths
 from ldn.config import AtLeast, Between
 
 
@@ -68,5 +68,7 @@ class RNN(nn.Module):
     def forward(self, h: Tensor, lengths: Tensor | None) -> Tensor:
         if lengths is None:
             return self.rnn(h)[0]
-        packed = pack_padded_sequence(h, lengths.cpu(), batch_first=True, enforce_sorted=False)
+        lengths = lengths.cpu()
+        check_lengths(lengths, h.shape[0], h.shape[1])
+        packed = pack_padded_sequence(h, lengths, batch_first=True, enforce_sorted=False)
         return pad_packed_sequence(self.rnn(packed)[0], batch_first=True, total_length=h.shape[1])[0]

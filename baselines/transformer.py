@@ -11,7 +11,17 @@ from typing import Annotated, ClassVar, Literal
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from ldn.classifier import Classifier, FeedForward, InputSpec, ModelConfig, Positions, Stem, TargetSpec, real_positions
+from ldn.classifier import (
+    Classifier,
+    FeedForward,
+    InputSpec,
+    ModelConfig,
+    Positions,
+    Stem,
+    TargetSpec,
+    real_positions,
+    zero_padding,
+)
 from ldn.config import AtLeast, Between
 
 
@@ -51,7 +61,7 @@ class TransformerConfig(ModelConfig):
 
 
 class SelfAttention(nn.Module):
-    """u (B, N, D), lengths (B,) or None -> (B, N, D); padding is attended by no one."""
+    """u (B, N, D), lengths (B,) or None -> (B, N, D); finite values in the padding reach no real token."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -81,7 +91,10 @@ class TransformerLayer(nn.Module):
 
 
 class Transformer(nn.Module):
-    """The stack and its final LayerNorm. h (B, N, D), lengths (B,) or None -> (B, N, D)."""
+    """The stack and its final LayerNorm. h (B, N, D), lengths (B,) or None -> (B, N, D).
+
+    Values in the padding, inf and NaN included, reach neither a real token nor a gradient.
+    """
 
     def __init__(self, width: int, depth: int, heads: int, ffn_ratio: int, dropout: float) -> None:
         super().__init__()
@@ -89,6 +102,7 @@ class Transformer(nn.Module):
         self.norm = nn.LayerNorm(width)
 
     def forward(self, h: Tensor, lengths: Tensor | None) -> Tensor:
+        h = zero_padding(h, lengths)
         for layer in self.layers:
             h = layer(h, lengths)
         return self.norm(h)

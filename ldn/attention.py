@@ -27,10 +27,12 @@ def formula(qkv: Tensor, heads: int, real: Tensor | None, less_v: bool) -> Tenso
     is real, A v is 0.
     """
     q, k, v = by_head(qkv, 3, heads)  # (B, H, N, d)
+    if real is not None:  # before the feature map too: the gradient of elu at inf or NaN is NaN
+        real = real[:, None, :, None]
+        k, v = torch.where(real, k, 0), torch.where(real, v, 0)
     q, k = elu(q) + 1, elu(k) + 1
     if real is not None:
-        k = k * real[:, None, :, None]
-        v = torch.where(real[:, None, :, None], v, 0)
+        k = torch.where(real, k, 0)
     state = k.transpose(-1, -2) @ v  # (B, H, d, d)
     normaliser = q @ k.sum(dim=-2, keepdim=True).transpose(-1, -2)  # (B, H, N, 1)
     if real is not None:  # where no token is real

@@ -48,19 +48,49 @@ class InputSpec(Config):
             raise ValueError(f"InputSpec.grid {self.grid} does not hold length {self.length} positions")
 
     def check(self, x: Tensor) -> None:
-        """Raise ValueError if x is no batch of such inputs: by its shape and type alone, for values are on a device."""
+        """Raise ValueError if the shape or type of x is not that of a batch of such inputs. Values are not read."""
         shape = tuple(x.shape)
         if self.kind == "tokens":
-            wanted, fits = "integers (B, N)", len(shape) == 2 and not x.is_floating_point()
+            wanted, fits = "integers (B, N)", len(shape) == 2 and _is_integer(x)
         elif self.kind == "pixels":
-            wanted, fits = f"(B, N, {self.channels})", len(shape) == 3 and shape[2] == self.channels
+            wanted = f"floats (B, N, {self.channels})"
+            fits = x.is_floating_point() and len(shape) == 3 and shape[2] == self.channels
         else:
             sides = (self.channels, *(self.grid or ()))
-            wanted, fits = f"(B, {', '.join(map(str, sides))})", shape[1:] == sides
+            wanted = f"floats (B, {', '.join(map(str, sides))})"
+            fits = x.is_floating_point() and shape[1:] == sides
         if not fits:
             raise ValueError(f"an input of kind {self.kind!r} is {wanted}, not {x.dtype} {shape}")
-        if shape[1] == 0:
+        if 0 in shape:
             raise ValueError(f"an input of kind {self.kind!r} has at least one token, not the shape {shape}")
+
+    def check_ids(self, ids: Tensor) -> None:
+        """Raise ValueError for ids outside the vocabulary. Ids on a GPU are not read."""
+        if is_readable(ids):
+            low, high = (int(end) for end in ids.aminmax())
+            if low < 0 or high >= self.vocabulary:
+                raise ValueError(f"token ids are from 0 to {self.vocabulary - 1}; this input has {low} to {high}")
+
+
+def _is_integer(x: Tensor) -> bool:
+    return not (x.is_floating_point() or x.is_complex())
+
+
+def is_readable(x: Tensor) -> bool:
+    """Whether the values of x can be checked at once: it is on the CPU, and no graph is being traced."""
+    return x.device.type == "cpu" and not torch.compiler.is_compiling() and not torch.jit.is_tracing()
+
+
+def check_lengths(lengths: Tensor, batch: int, n: int) -> None:
+    """Raise ValueError unless lengths are integers (B,) from 1 to N. The values of lengths on a GPU are not read."""
+    if lengths.shape != (batch,) or not _is_integer(lengths):
+        raise ValueError(
+            f"lengths are integers of shape ({batch},), one a sequence, not {tuple(lengths.shape)} of {lengths.dtype}"
+        )
+    if is_readable(lengths):
+        low, high = (int(end) for end in lengths.aminmax())
+        if low < 1 or high > n:
+            raise ValueError(f"lengths are from 1 to {n}, the number of tokens; these go from {low} to {high}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +118,7 @@ class ModelConfig(Config, ABC):
 
 
 class Stem(nn.Module):
-    """Input -> tokens (B, N, D) with positions added, for every kind of input.
+    """Input, lengths -> tokens (B, N, D) with positions added, for every kind of input.
 
     Ids are embedded, pixels mapped linearly, images cut into patches by a strided convolution with
     bias. `positions` "auto" learns them for inputs that lie on a grid (images, however they are read) and
@@ -134,10 +164,15 @@ class Stem(nn.Module):
         self.grid = token_grid if self.cls is None else None
         self.length = spec.length // self.patch**2 + (self.cls is not None)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
         self.spec.check(x)
-        # ids are stored as small as they fit, and widened only here
-        h = self.embed(x.long() if self.spec.kind == "tokens" else x)  # (B, N, D), of an image (B, D, H, W)
+        if self.spec.kind == "tokens":
+            x = x.long()  # ids are stored as small as they fit, and widened only here
+        if lengths is not None:
+            x = self._without_padding(x, lengths)
+        if self.spec.kind == "tokens":
+            self.spec.check_ids(x)
+        h = self.embed(x)  # (B, N, D), of an image (B, D, H, W)
         if self.spec.kind == "image":
             h = h.flatten(2).transpose(1, 2)
         if self.cls is not None:
@@ -150,6 +185,17 @@ class Stem(nn.Module):
         if self.positions_kind == "learned":
             raise ValueError(f"{n} tokens, but positions were learned for {self.length}; use positions='sinusoidal'")
         return h + sinusoids(n, self.width).to(h)
+
+    def _without_padding(self, x: Tensor, lengths: Tensor) -> Tensor:
+        """x with 0 in its padding; of an image, the patches behind the first `lengths` are padding."""
+        if self.spec.kind != "image":
+            return zero_padding(x, lengths)
+        assert self.token_grid is not None
+        n = self.token_grid[0] * self.token_grid[1]
+        check_lengths(lengths, len(x), n)
+        real = real_positions(lengths, n).view(-1, 1, *self.token_grid)
+        real = real.repeat_interleave(self.patch, dim=2).repeat_interleave(self.patch, dim=3)
+        return torch.where(real, x, 0)
 
     def move_to(self, spec: InputSpec) -> None:
         """Read inputs of another grid from now on, for evaluation: learned positions are interpolated to it.
@@ -188,13 +234,26 @@ def real_positions(lengths: Tensor, n: int) -> Tensor:
     return torch.arange(n, device=lengths.device) < lengths[:, None]
 
 
+def zero_padding(x: Tensor, lengths: Tensor | None) -> Tensor:
+    """x (B, N, ...) with 0 behind each sequence's length. Raises ValueError for lengths that do not fit x.
+
+    Padding is replaced before any arithmetic, so that even inf and NaN reach neither a token nor a gradient.
+    """
+    if lengths is None:
+        return x
+    check_lengths(lengths, x.shape[0], x.shape[1])
+    real = real_positions(lengths, x.shape[1])
+    return torch.where(real.view(*real.shape, *(1,) * (x.dim() - 2)), x, 0)
+
+
 def mean_pool(h: Tensor, lengths: Tensor | None) -> Tensor:
     """Mean over the real tokens: (B, N, D) -> (B, D)."""
     if lengths is None:
         return h.mean(dim=1)
-    # where, not a product: whatever stands in the padding (even inf) must not reach the mean
-    h = torch.where(real_positions(lengths, h.shape[1])[..., None], h, 0)
-    return h.sum(dim=1) / lengths[:, None].to(h.dtype)
+    real = real_positions(lengths, h.shape[1])[..., None]
+    # half precision counts only small numbers exactly
+    total = torch.where(real, h, 0).sum(dim=1, dtype=torch.promote_types(h.dtype, torch.float32))
+    return (total / real.sum(dim=1)).to(h.dtype)
 
 
 class Classifier(nn.Module):
@@ -202,7 +261,12 @@ class Classifier(nn.Module):
 
     The batch contract is (x, lengths, y): `forward(x, lengths)` gives logits (B, C); `lengths` (B,)
     is None where nothing is padded. The logits of a padded batch equal those of its sequences run
-    alone; a backbone of fixed length raises ValueError instead.
+    alone, and neither they nor any gradient depend on the values in the padding, inf and NaN included.
+
+    Raises ValueError for an x of another kind or shape, for lengths where the backbone has a fixed length, and for
+    ids outside the vocabulary and lengths outside 1 to N where these are on the CPU. On a GPU, reading them would
+    wait for it: there a length above N counts as N, and one below 1 gives logits of NaN, or with a class token
+    logits that ignore x.
     """
 
     def __init__(
@@ -213,9 +277,8 @@ class Classifier(nn.Module):
         self.head = nn.Linear(stem.width, target.classes)
 
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
-        if lengths is not None and lengths.shape != x.shape[:1]:
-            raise ValueError(f"lengths are one a sequence: of shape ({x.shape[0]},), not {tuple(lengths.shape)}")
+        h = self.stem(x, lengths)
         if lengths is not None and self.stem.cls is not None:
-            lengths = lengths + 1
-        h = self.backbone(self.stem(x), lengths)
+            lengths = lengths.long() + 1
+        h = self.backbone(h, lengths)
         return self.head(h[:, 0] if self.pool == "cls" else mean_pool(h, lengths))

@@ -14,7 +14,7 @@ from typing import Annotated, ClassVar, Literal
 
 from torch import Tensor, nn
 
-from ldn.classifier import Classifier, FeedForward, InputSpec, ModelConfig, Positions, Stem, TargetSpec
+from ldn.classifier import Classifier, FeedForward, InputSpec, ModelConfig, Positions, Stem, TargetSpec, zero_padding
 from ldn.config import AtLeast, Between
 from ldn.terms import Attention, AttentionKind, DenseDiffusion, Diffusion, Kernel, TimeStep
 
@@ -106,7 +106,10 @@ class LDNConfig(ModelConfig):
 
 
 class LDNLayer(nn.Module):
-    """One layer: the sum of its terms, then the ffn. h (B, N, D), lengths (B,) or None -> (B, N, D)."""
+    """One layer: the sum of its terms, then the ffn. h (B, N, D), lengths (B,) or None -> (B, N, D).
+
+    Finite values in the padding reach no real token. Only the stack, `LDN`, replaces inf and NaN there.
+    """
 
     def __init__(self, config: LDNConfig, length: int, grid: tuple[int, int] | None = None) -> None:
         super().__init__()
@@ -147,8 +150,9 @@ class LDN(nn.Module):
     """The stack of layers, of pre-norm ones with a final LayerNorm. h (B, N, D), lengths (B,) or None -> (B, N, D).
 
     `length` is the largest N it is meant for: multiscale dilations and a dense kernel follow it. `grid` is the (H, W)
-    on which the tokens lie, if they do; `variable` says that lengths vary. Raises ValueError where these and the
-    config do not fit.
+    on which the tokens lie, if they do; `variable` says that lengths vary. Values in the padding, inf and NaN included,
+    reach neither a real token nor a gradient. Raises ValueError where the arguments and the config do not fit, and for
+    lengths on the CPU outside 1 to N.
     """
 
     def __init__(
@@ -166,6 +170,7 @@ class LDN(nn.Module):
         self.norm = nn.LayerNorm(config.width) if config.norm == "pre" else nn.Identity()
 
     def forward(self, h: Tensor, lengths: Tensor | None = None) -> Tensor:
+        h = zero_padding(h, lengths)
         for layer in self.layers:
             h = layer(h, lengths)
         return self.norm(h)

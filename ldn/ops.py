@@ -36,7 +36,8 @@ def diffuse(
     """`steps` explicit diffusion steps; shapes and meaning as in `ldn.reference.diffuse`.
 
     Sub-step s goes along `dilations[s % len(dilations)]` times the offsets. One-sided (causal) offsets are legal.
-    `fused`: on a GPU, by the kernels of `ldn.kernels`.
+    `fused`: on a GPU, by the kernels of `ldn.kernels`. An edge of conductance 0 carries nothing where x is finite;
+    0 times inf is NaN.
     Raises ValueError for shapes that do not fit, and for a conductance, which is of one edge, with several dilations.
     """
     rank = x.dim() - 2
@@ -74,8 +75,9 @@ def linear_attention(
 ) -> Tensor:
     """A v in time linear in N, or (A - I) v with `less_v`: qkv (B, N, 3 D), real (B, N) bool or None -> (B, N, D).
 
-    A is that of `ldn.reference.linear_attention`. Where `real` is False, v counts as 0 and no one attends; where no
-    token of a sequence is real, A v is 0. `fused`: on a GPU, by the kernels of `ldn.kernels`.
+    A is that of `ldn.reference.linear_attention`. Where `real` is False, v counts as 0 and no token attends, whatever
+    k and v hold there; where no token of a sequence is real, A v is 0.
+    `fused`: on a GPU, by the kernels of `ldn.kernels`.
     """
     traced = torch.jit.is_tracing()
     if KERNELS and fused and qkv.is_cuda and not traced and kernels.attention_refusal(qkv, heads) is None:

@@ -16,7 +16,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv1d, elu, softplus
 
-from ldn.classifier import Classifier, FeedForward, InputSpec, ModelConfig, Stem, TargetSpec, real_positions
+from ldn.classifier import (
+    Classifier,
+    FeedForward,
+    InputSpec,
+    ModelConfig,
+    Stem,
+    TargetSpec,
+    real_positions,
+    zero_padding,
+)
 from ldn.config import AtLeast
 
 
@@ -147,7 +156,7 @@ class PaperAttention(nn.Module):
         q, k = elu(q) + 1, elu(k) + 1
         if lengths is not None:
             real = real_positions(lengths, h.shape[1])[..., None]
-            k, v = k * real, torch.where(real, v, 0)
+            k, v = torch.where(real, k, 0), torch.where(real, v, 0)
         return (q @ (k.transpose(1, 2) @ v)) / (q @ k.sum(dim=1)[..., None] + 1e-6)
 
 
@@ -168,11 +177,17 @@ class PaperLayer(nn.Module):
 
 
 class PaperStack(nn.Module):
+    """The stack of layers. h (B, N, D), lengths (B,) or None -> (B, N, D).
+
+    Values in the padding, inf and NaN included, reach neither a real token nor a gradient.
+    """
+
     def __init__(self, layers: list[PaperLayer]) -> None:
         super().__init__()
         self.layers = nn.ModuleList(layers)
 
     def forward(self, h: Tensor, lengths: Tensor | None) -> Tensor:
+        h = zero_padding(h, lengths)
         for layer in self.layers:
             h = layer(h, lengths)
         return h

@@ -99,7 +99,8 @@ class Diffusion(nn.Module):
 
     forward(h, u, lengths): state h (B, N, D), the tokens u (B, N, D) that content-dependent coefficients
     read, lengths (B,) or None -> the diffused state (B, N, D). For every kernel but "dense", every time
-    step but "raw", each value becomes a convex combination of the values it started from.
+    step but "raw", each value becomes a convex combination of the values it started from. Finite values in the
+    padding reach no real token; inf and NaN would (0 x inf is NaN), unless replaced as by `zero_padding`.
     """
 
     def __init__(
@@ -197,6 +198,7 @@ class Attention(nn.Module):
 
     "linear": A v of the paper's diffusion attention (`ldn.reference.linear_attention`), linear in N ·
     "diffusion": (A - I) v, what the paper reads it as · "softmax": scaled dot-product attention.
+    Finite values in the padding reach no real token.
     """
 
     def __init__(self, width: int, heads: int, kind: AttentionKind, fused: bool = True) -> None:

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.nn.functional import conv1d, conv2d, cross_entropy, elu, gelu, layer_norm, linear, softplus
 
 from baselines import LinearConfig, RNNConfig, TransformerConfig, ViTConfig, vit_b, vit_s, vit_ti
-from ldn import InputSpec, LDNConfig, PaperSequenceConfig, PaperVisionConfig, TargetSpec, reference
+from ldn import LDN, InputSpec, LDNConfig, PaperSequenceConfig, PaperVisionConfig, TargetSpec, reference
 from ldn.attention import LinearAttention, formula
-from ldn.classifier import ModelConfig, Stem, sinusoids
+from ldn.classifier import ModelConfig, Stem, mean_pool, sinusoids
 from ldn.model import LDNLayer
 from ldn.terms import Attention, Kernel, TimeStep
 from studies.zoo import MODELS, named
@@ -600,6 +600,64 @@ def test_padding_gets_no_gradient(model: str) -> None:
     assert (x.grad[~padding].abs().sum(-1) > 0).all()
 
 
+PADDED_IMAGES: dict[str, ModelConfig] = {  # in patches, of which there are 4
+    "ldn": LDNConfig(width=8, depth=1, heads=2),
+    "rnn": RNNConfig(width=8, depth=1),
+    "vit": ViTConfig(width=6, depth=1, patch=4),
+    "vit, mean": ViTConfig(width=6, depth=1, patch=4, pool="mean"),
+}
+HOSTILE: list[tuple[str, InputSpec, ModelConfig, float]] = [
+    (f"{model}, padding of {value}", dataclasses.replace(PIXELS, variable=True), config, value)
+    for model, config in ANY_LENGTH.items()
+    for value in (math.inf, math.nan, 1e30)
+]
+HOSTILE += [(f"{model} on an image", IMAGE, config, math.nan) for model, config in PADDED_IMAGES.items()]
+
+
+@pytest.mark.parametrize(("spec", "config", "value"), [case[1:] for case in HOSTILE], ids=[case[0] for case in HOSTILE])
+def test_no_value_in_the_padding_reaches_a_logit_or_a_gradient(spec: InputSpec, config: Any, value: float) -> None:
+    network, x = built(config, spec), inputs(spec)
+    lengths = torch.tensor([4, 2, 1]) if spec.kind == "image" else LENGTHS
+    hostile = x.clone()
+    for b, n in enumerate(lengths.tolist()):
+        if spec.kind == "image":  # 2 x 2 patches of 4 x 4
+            for patch in range(n, 4):
+                hostile[b, :, patch // 2 * 4 :, patch % 2 * 4 :][..., :4, :4] = value
+        else:
+            hostile[b, n:] = value
+    results = []
+    for given in (x, hostile):
+        given = given.clone().requires_grad_()
+        logits = network(given, lengths)
+        results.append([logits, *torch.autograd.grad(logits.square().sum(), [given, *network.parameters()])])
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(*results, strict=True))
+
+
+def test_ids_in_the_padding_may_be_anything() -> None:
+    network, x = built(ANY_LENGTH["ldn"]), inputs(VARIABLE)
+    ignored = torch.where(torch.arange(16) < LENGTHS[:, None], x, -100)
+    assert torch.equal(network(ignored, LENGTHS), network(x, LENGTHS))
+
+
+@pytest.mark.parametrize("attention", ["linear", "diffusion", "softmax"])
+def test_no_value_in_the_padding_of_a_stack_reaches_a_real_token(attention: Any) -> None:
+    config = LDNConfig(width=8, depth=2, heads=2, kernel="adaptive", time_step="token", attention=attention)
+    stack = LDN(config, 16).double()
+    h, real = torch.randn(3, 16, 8, dtype=torch.float64), torch.arange(16) < LENGTHS[:, None]
+    hostile = torch.where(real[..., None], h, torch.nan)
+    assert torch.equal(stack(h, LENGTHS)[real], stack(hostile, LENGTHS)[real])
+
+
+@both_ways
+def test_no_gradient_of_linear_attention_comes_from_keys_and_values_in_the_padding(attend: Any) -> None:
+    q, k, v = (t.detach() for t in qkv())
+    real = torch.tensor([[True] * 5 + [False] * 4] * 3)
+    k[:, :, 5:] = v[:, :, 5:] = torch.nan
+    x = pack([q, k, v]).requires_grad_()
+    (gradient,) = torch.autograd.grad(attend(x, 2, real, True).square().sum(), x)
+    assert gradient.isfinite().all() and not gradient[:, 5:, 8:].any()
+
+
 @pytest.mark.parametrize("model", FIXED_LENGTH)
 def test_models_of_fixed_length_refuse_lengths(model: str) -> None:
     config, spec = FIXED_LENGTH[model]
@@ -670,8 +728,10 @@ def test_vit_reads_images_only() -> None:
         (TOKENS, torch.zeros(2, 16), r"'tokens' is integers \(B, N\), not torch.float32 \(2, 16\)"),
         (TOKENS, torch.zeros(16, dtype=torch.long), r"'tokens' is integers \(B, N\), not torch.int64 \(16,\)"),
         (TOKENS, torch.zeros(2, 0, dtype=torch.long), r"at least one token, not the shape \(2, 0\)"),
-        (PIXELS, torch.zeros(2, 16, 7), r"'pixels' is \(B, N, 2\), not torch.float32 \(2, 16, 7\)"),
-        (IMAGE, torch.zeros(2, 8, 8, 1), r"'image' is \(B, 1, 8, 8\), not torch.float32 \(2, 8, 8, 1\)"),
+        (TOKENS, torch.zeros(0, 16, dtype=torch.long), r"at least one token, not the shape \(0, 16\)"),
+        (PIXELS, torch.zeros(2, 16, 2, dtype=torch.uint8), r"'pixels' is floats \(B, N, 2\), not torch.uint8"),
+        (PIXELS, torch.zeros(2, 16, 7), r"'pixels' is floats \(B, N, 2\), not torch.float32 \(2, 16, 7\)"),
+        (IMAGE, torch.zeros(2, 8, 8, 1), r"'image' is floats \(B, 1, 8, 8\), not torch.float32 \(2, 8, 8, 1\)"),
     ],
 )
 def test_a_batch_of_another_kind_is_refused(config: ModelConfig, spec: InputSpec, x: Tensor, sentence: str) -> None:
@@ -680,10 +740,46 @@ def test_a_batch_of_another_kind_is_refused(config: ModelConfig, spec: InputSpec
 
 
 def test_lengths_are_one_a_sequence_and_a_linear_map_reads_all_or_nothing() -> None:
-    with pytest.raises(ValueError, match=r"of shape \(3,\), not \(2,\)"):
+    with pytest.raises(ValueError, match=r"integers of shape \(3,\), one a sequence, not \(2,\) of torch.int64"):
         LDNConfig(width=8, depth=1).build(VARIABLE, THREE)(inputs(VARIABLE), torch.tensor([4, 5]))
     with pytest.raises(ValueError, match="a fixed length of 16 tokens and takes no lengths"):
         LinearConfig().build(TOKENS, THREE)(inputs(TOKENS)[:, :9])
+
+
+@pytest.mark.parametrize("bad", [0, -1, 17])
+@pytest.mark.parametrize("model", ["ldn", "paper-sequence", "transformer, cls", "lstm"])
+def test_lengths_outside_the_sequence_are_refused(model: str, bad: int) -> None:
+    network, lengths = built(ANY_LENGTH[model]), torch.tensor([16, bad, 1])
+    low, high = lengths.min(), lengths.max()
+    with pytest.raises(
+        ValueError, match=rf"^lengths are from 1 to 16, the number of tokens; these go from {low} to {high}$"
+    ):
+        network(inputs(VARIABLE), lengths)
+    if model != "transformer, cls":  # whose class token is one more token to its stack
+        with pytest.raises(ValueError, match="lengths are from 1 to 16"):
+            network.backbone(torch.zeros(3, 16, 8, dtype=torch.float64), lengths)
+
+
+def test_lengths_are_integers() -> None:
+    with pytest.raises(ValueError, match="lengths are integers"):
+        built(ANY_LENGTH["ldn"])(inputs(VARIABLE), LENGTHS.double())
+
+
+@pytest.mark.parametrize("model", ["ldn", "transformer", "linear"])
+@pytest.mark.parametrize("bad", [-1, 16])
+def test_ids_outside_the_vocabulary_are_refused(model: str, bad: int) -> None:
+    config = named("model", MODELS, model)()
+    x = torch.zeros(1, 16, dtype=torch.int8)
+    x[0, 3] = bad
+    with pytest.raises(ValueError, match=r"^token ids are from 0 to 15; this input has"):
+        config.build(TOKENS, THREE)(x)
+
+
+def test_a_mean_over_many_tokens_is_exact_in_half_precision() -> None:
+    """bfloat16 has no 1001, and float16 no 70000."""
+    h = torch.full((1, 70_001, 1), 0.5)
+    for dtype, length in ((torch.bfloat16, 1001), (torch.float16, 70_000)):
+        assert mean_pool(h.to(dtype), torch.tensor([length])).item() == 0.5
 
 
 def test_an_image_that_does_not_divide_into_patches_raises() -> None:
