@@ -82,7 +82,7 @@ def status(folder: Path) -> None:
     for _ in range(5):
         began = time.perf_counter()
         command = [sys.executable, "-m", "studies", "status", str(folder / "s.py"), "--runs", str(folder / "runs")]
-        said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        said = subprocess.run(command, capture_output=True, encoding="utf-8", check=True).stdout
         seconds.append(time.perf_counter() - began)
     if "4000 pending: JobHeldUser" not in said:
         raise RuntimeError(f"status says something else: {said}")

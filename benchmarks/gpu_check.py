@@ -174,7 +174,7 @@ def asked_machine(python: str) -> dict[str, Any]:
     """What `machine` says there; or why it says nothing, and that no GPU is to be had."""
     question = "import json; from benchmarks.gpu_check import machine; print(json.dumps(machine()))"
     try:
-        told = subprocess.run([python, "-c", question], cwd=ROOT, capture_output=True, text=True, timeout=90)
+        told = subprocess.run([python, "-c", question], cwd=ROOT, capture_output=True, encoding="utf-8", timeout=90)
         return {"interpreter": python, **json.loads(told.stdout.splitlines()[-1])}
     except subprocess.TimeoutExpired:
         fault = "it had not answered after 90 s"
@@ -209,7 +209,7 @@ def run(part: Part, python: str, log: Path, gpu: bool, seconds: float) -> Outcom
             ended = "interrupted"
         finally:
             end(process)
-    lines = [line.rstrip() for line in log.read_text(errors="replace").splitlines()]
+    lines = [line.rstrip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines()]
     return Outcome(part, ended, time.perf_counter() - began, [line for line in lines if line])
 
 
@@ -279,7 +279,7 @@ def check(out: Path, quick: bool) -> bool:
             outcomes.append(one)
             print(f"{part.name}: {one.ended}, {one.seconds:.0f} s; {one.log[-1] if one.log else ''}", flush=True)
             text = summary(facts, outcomes, len(planned) - i - 1, time.perf_counter() - began)
-            (folder / "summary.md").write_text(text)
+            (folder / "summary.md").write_text(text, encoding="utf-8")
             pack(folder, archive)
             if one.ended == "interrupted":
                 break

@@ -63,7 +63,7 @@ def compiled(jobs: Sequence[Job]) -> list[Compiled]:
     """All jobs, in a process of their own: this one's Triton may be interpreting its kernels."""
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     command = [sys.executable, "-m", "benchmarks.instructions", "--compile"]
-    done = subprocess.run(command, input=json.dumps(jobs), env=environment, capture_output=True, text=True)
+    done = subprocess.run(command, input=json.dumps(jobs), env=environment, capture_output=True, encoding="utf-8")
     if done.returncode != 0:
         raise RuntimeError(f"a kernel does not compile for sm_90:\n{done.stderr[-4000:]}")
     return [Compiled(*one) for one in json.loads(done.stdout.splitlines()[-1])]
@@ -92,7 +92,10 @@ def compile_one(job: Job) -> Compiled:
         file.flush()
         usage, code = (
             subprocess.run(
-                [triton.knobs.nvidia.cuobjdump.path, asked, file.name], capture_output=True, text=True, check=True
+                [triton.knobs.nvidia.cuobjdump.path, asked, file.name],
+                capture_output=True,
+                encoding="utf-8",
+                check=True,
             ).stdout
             for asked in ("--dump-resource-usage", "--dump-sass")
         )

@@ -42,7 +42,9 @@ def write_study(runs: Path, size: int) -> None:
 def write_curve_and_predictions(folder: Path, random: np.random.Generator) -> None:
     rows = np.column_stack([np.arange(30, 601, 30), random.random((20, 4))])
     lines = [",".join(f"{value:.17g}" for value in row) for row in rows]
-    (folder / "curve.csv").write_text("\n".join(["step,lr,train_loss,valid_loss,valid_accuracy", *lines]) + "\n")
+    (folder / "curve.csv").write_text(
+        "\n".join(["step,lr,train_loss,valid_loss,valid_accuracy", *lines]) + "\n", encoding="utf-8"
+    )
     predicted, label = random.integers(0, 10, (2, 4000))
     np.savez_compressed(folder / "predictions.npz", predicted=predicted, label=label)
 

@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 
 from results.report import print_report, write_report
+from results.text import PlainConsole, degrade_output, print_error
 
 
 def main(
@@ -21,10 +20,11 @@ def main(
     try:
         report = write_report(runs, name, out)
     except (ValueError, OSError) as error:
-        Console(stderr=True).print(f"[red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+        print_error(str(error))
         raise typer.Exit(2) from None
-    print_report(Console(), report)
+    print_report(PlainConsole(), report)
 
 
 if __name__ == "__main__":
+    degrade_output()
     typer.run(main)

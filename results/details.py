@@ -88,7 +88,7 @@ def _attempt(attempt: dict[str, Any], pool: Pool) -> list[Any]:
 
 def _curve(path: str, rows: int) -> tuple[str, int]:
     """The file's text, thinned evenly to so many rows (the last one stays); and how many evaluations it has."""
-    with open(path, errors="replace") as file:
+    with open(path, encoding="utf-8", errors="replace") as file:
         head, *lines = file.read().rstrip("\n").split("\n")
     if len(lines) <= rows:
         return "\n".join([head, *lines]), len(lines)

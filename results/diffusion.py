@@ -7,13 +7,13 @@ from typing import Any
 
 import pandas as pd
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from results.figures import diffusion as draw
 from results.files import CorruptFile
 from results.record import ProbeRecord, read_probe
 from results.section import Gathered, Section
+from results.text import styled
 
 # the fields of a model that its diffusion depends on; another kind of model differs in it too
 AXES = {f"model.{name}" for name in ("steps", "kernel", "radius", "symmetric", "time_step", "rate", "grid", "norm")}
@@ -146,10 +146,10 @@ def print_probes(console: Console, records: Sequence[ProbeRecord], labels: Mappi
         largest = max(max(-layer["range"]["min"], layer["range"]["max"]) for layer in layers)
         beyond = [layer["diffusion"]["excess"] for layer in layers if "diffusion" in layer]
         shown.add_row(
-            one.run_id[:8], escape(labels[one.run_id]), str(len(layers) - 1),
+            one.run_id[:8], styled(labels[one.run_id]), str(len(layers) - 1),
             f"{layers[0]['energy']:.2f} to {layers[-1]['energy']:.2f}", f"{largest:.3g}",
             f"{max(beyond):.1%}" if beyond else "", f"{field['support']:.3g} of {field['tokens']:.3g}",
         )  # fmt: skip
     console.print(shown)
     for reason in dict.fromkeys(one.reason for one in records if one.reason):
-        console.print(reason, style="yellow", markup=False, highlight=False)
+        console.print(styled(reason, "yellow"))

@@ -8,7 +8,6 @@ from typing import Any
 
 import pandas as pd
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from results.figures.evals import accuracy_against_length
@@ -17,6 +16,7 @@ from results.record import EvalRecord, read_evals
 from results.section import Gathered, Section
 from results.summary import scale, title
 from results.tables import DASH
+from results.text import styled
 
 TRAINED = "as trained"
 
@@ -116,12 +116,14 @@ def print_evals(console: Console, records: Sequence[EvalRecord], labels: Mapping
     frame = pd.DataFrame(rows).sort_values("arm", kind="stable", key=lambda arms: arms.map(order.index))
     printed = table(frame, metric)
     unit = " (%)" if scale(metric) == 100 else ""
-    shown = Table(*map(escape, printed.columns), box=None, title=f"{metric}{unit}", title_justify="left")
+    shown = Table(box=None, title=f"{metric}{unit}", title_justify="left")
+    for name in printed.columns:
+        shown.add_column(styled(name))
     for cells in printed.itertuples(index=False):
-        shown.add_row(*(escape(str(cell)) for cell in cells))
+        shown.add_row(*(styled(str(cell)) for cell in cells))
     console.print(shown)
     for reason in dict.fromkeys(f"{labels[one.run_id]}: {one.reason}" for one in records if one.reason):
-        console.print(reason, style="yellow", markup=False, highlight=False)
+        console.print(styled(reason, "yellow"))
 
 
 def _cell(rows: pd.DataFrame, metric: str, runs: int) -> str:

@@ -72,7 +72,7 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
 def is_held(lock: Path) -> bool:
     """Whether a process holds this lock, as it does while it trains; the system frees the lock of one that died."""
     try:
-        with lock.open() as file:
+        with lock.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except FileNotFoundError:
         return False

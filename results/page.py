@@ -67,12 +67,12 @@ def page(
     island = runs_of(gathered) | details(gathered.runs, gathered.frame, gathered.records)
     island["folder"] = quote(os.path.relpath(gathered.runs, folder))
     templates = files("results") / "templates"
-    script = (templates / "page.js").read_text()
+    script = (templates / "page.js").read_text(encoding="utf-8")
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
     environment.filters["columns"] = columns
-    return environment.from_string((templates / "page.html").read_text()).render(
+    return environment.from_string((templates / "page.html").read_text(encoding="utf-8")).render(
         manifest=manifest,
         arms=arms_table(gathered.summary, manifest.metric, others),
         missing=missing,
@@ -81,7 +81,7 @@ def page(
         sections=shown,
         done=int((gathered.frame["status"] == "done").sum()),
         total=len(gathered.frame),
-        style=(templates / "page.css").read_text(),
+        style=(templates / "page.css").read_text(encoding="utf-8"),
         script=script,
         allowed=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         island=embedded(island),

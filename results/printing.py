@@ -9,7 +9,6 @@ from pathlib import Path
 import pandas as pd
 from rich import box
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from results import tables
@@ -17,6 +16,7 @@ from results.figures.style import encode
 from results.files import write_atomically
 from results.section import Section
 from results.summary import scale
+from results.text import styled
 
 TEXTUAL = ("Model", "Mode", "Kernel", "Variant")
 
@@ -60,25 +60,27 @@ def print_table(
 ) -> None:
     """A table with an empty line wherever the column `apart`, if any, changes."""
     printed = _fitting(printed, console.width, expendable)
-    table = Table(title=escape(title), title_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = Table(title=styled(title, "bold"), box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.title_justify = "left"
     for column in printed.columns:
         left = column in TEXTUAL
-        table.add_column(escape(column), justify="left" if left else "right", no_wrap=column not in ("Model", "Kernel"))
+        table.add_column(
+            styled(str(column)), justify="left" if left else "right", no_wrap=column not in ("Model", "Kernel")
+        )
     former = None
     for row in printed.to_dict("records"):
         if former and apart and row[apart] != former[apart]:
             table.add_row()
-        table.add_row(*(escape(str(cell)) for cell in row.values()))
+        table.add_row(*(styled(str(cell)) for cell in row.values()))
         former = row
     console.print(table)
 
 
 def print_notes(console: Console, said: Iterable[str], files: list[Path]) -> None:
     for line in said:
-        console.print(line, style="dim", markup=False, highlight=False)
+        console.print(styled(line, "dim"))
     names = ", ".join(path.name for path in files)
-    console.print(f"\nWritten to {files[0].parent}/: {names}", markup=False, highlight=False, soft_wrap=True)
+    console.print("\n", styled(f"Written to {files[0].parent}/: {names}"), sep="", soft_wrap=True)
 
 
 def write(path: Path, data: bytes) -> None:

@@ -24,6 +24,7 @@ from results.record import Manifest, RunRecord
 from results.section import Gathered, Section
 from results.significance import over_examples
 from results.summary import CHOICE, MOST_CURVES, most_telling, summarise
+from results.text import styled
 
 # what follows the table of arms, in this order; None where there is nothing to say
 SECTIONS: tuple[Callable[[Gathered], Section | None], ...] = (
@@ -147,10 +148,10 @@ def _latex(
 def print_report(console: Console, report: Report) -> None:
     console.print(report.table)
     for line in report.missing:
-        console.print(line, markup=False, highlight=False)
+        console.print(styled(line))
     for line in report.notes:
-        console.print(line, style="dim", markup=False, highlight=False)
+        console.print(styled(line, "dim"))
     folder = os.path.relpath(report.folder)
     shown = str(report.folder) if folder.startswith("..") else folder
     names = ", ".join(path.name for path in report.files)
-    console.print(f"\nWritten to {shown}/: {names}", markup=False, highlight=False)
+    console.print("\n", styled(f"Written to {shown}/: {names}"), sep="")

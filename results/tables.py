@@ -14,11 +14,12 @@ from typing import Any
 
 import pandas as pd
 from rich import box
-from rich.markup import escape as escape_markup
 from rich.table import Table
+from rich.text import Text
 
 from results.notes import at_floor, can_show, number
 from results.summary import UNITS, cost_unit, rounded, scale, title
+from results.text import one_line, printable, styled
 
 Write = Callable[[str], str]
 FIGURE_SPACE = "\u2007"
@@ -130,14 +131,14 @@ def terminal(summary: pd.DataFrame, metric: str, caption: str, apart: pd.DataFra
     rows = arranged(summary, apart)
     printed = cells(rows, metric, escape_markup, "[bold]{}[/bold]".format, "[italic]{}[/italic]".format)
     printed = printed.drop(columns="Note")
-    table = Table(title=escape_markup(caption), title_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = Table(title=styled(one_line(caption), "bold"), box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.title_justify = "left"
     for name in printed.columns:
-        table.add_column(escape_markup(name), justify="right" if name in RIGHT else "left", no_wrap=name != "Arm")
+        table.add_column(styled(name), justify="right" if name in RIGHT else "left", no_wrap=name != "Arm")
     for row, starts in zip(printed.itertuples(index=False), rows["starts"], strict=True):
         if starts:
             table.add_row()
-        table.add_row(*row)
+        table.add_row(*(Text.from_markup(cell, emoji=False) for cell in row))
     return table
 
 
@@ -208,6 +209,11 @@ def _costs(rows: pd.DataFrame) -> dict[str, list[str]]:
                 text or (DASH if kind == "arm" else "") for text, kind in zip(texts, rows["kind"], strict=True)
             ]
     return columns
+
+
+def escape_markup(text: str) -> str:
+    """For rich, whose own function doubles a backslash at the end."""
+    return re.sub(r"(\\*)(\[[a-z#/@][^[]*?\])", r"\1\1\\\2", printable(text))
 
 
 def escape_markdown(text: str) -> str:

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
+from results.text import PlainConsole, degrade_output, print_error, styled
 from studies import catalogue
 
 if TYPE_CHECKING:  # these import torch; listing the studies must not
@@ -26,7 +26,7 @@ if TYPE_CHECKING:  # these import torch; listing the studies must not
     from studies.train import Place
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__, pretty_exceptions_enable=False)
-console = Console()
+console = PlainConsole()
 
 Name = Annotated[str, typer.Argument(help="A study that ships, or the path of your own study file.")]
 Runs = Annotated[Path, typer.Option(help="Where runs are kept.", envvar="LDN_RUNS")]
@@ -37,9 +37,9 @@ def list_() -> None:
     """The studies that ship, and what each asks."""
     table = Table(box=None, show_header=False)
     for name, question in catalogue.shipped().items():
-        table.add_row(f"[bold]{name}[/]", question)
+        table.add_row(Text(name, "bold"), question)
     console.print(table)
-    console.print("[dim]python -m studies show NAME lists its arms, python -m studies run NAME runs it[/]")
+    console.print("python -m studies show NAME lists its arms, python -m studies run NAME runs it", style="dim")
 
 
 @app.command()
@@ -101,10 +101,10 @@ def run(
 
         asked = launch(study, path.stem, declared_by(path), read_cluster(slurm), place, slots, retry, dry_run)
         for line in plan_lines(asked, path.stem):
-            console.print(line, highlight=False, markup=False, soft_wrap=True)
+            console.print(line, soft_wrap=True)
         say_notes(asked.notes, "")
         after = "nothing was submitted" if dry_run else f"`python -m studies status {name}` shows how far it is"
-        console.print(f"[dim]{escape(after)}[/]")
+        console.print(after, style="dim")
         return
     if dry_run:
         raise ValueError("--dry-run plans jobs for --on slurm; `python -m studies show` says what a study runs")
@@ -155,13 +155,13 @@ def tune(
 
         facts = read_cluster(slurm)
         for line in foreseen(study, path.stem, facts, place, slots):
-            console.print(line, highlight=False, markup=False, soft_wrap=True)
+            console.print(line, soft_wrap=True)
         if dry_run or detach:
             after = "nothing was submitted"
             if not dry_run:
                 job = detached(study, path.stem, declared_by(path), path, facts, place, slots, retry)
                 after = f"driven by job {job}; `python -m studies status {name}` shows how far it is"
-            console.print(f"[dim]{escape(after)}[/]", highlight=False)
+            console.print(after, style="dim")
             return
     elif dry_run or detach:
         raise ValueError("--dry-run and --detach are for --on slurm")
@@ -176,7 +176,7 @@ def tune(
         trials = sum(arm["planned"] for arm in found.arms.values())
         refuse(f"stopped with {missing} of {trials} trials to go; the same command goes on from here")
     written = freeze(found, path)
-    console.print(f"\nWritten to {written}; `python -m studies run {name}` uses it", highlight=False, soft_wrap=True)
+    console.print(f"\nWritten to {written}; `python -m studies run {name}` uses it", soft_wrap=True)
 
 
 @contextmanager
@@ -218,7 +218,7 @@ def declared_by(path: Path) -> str:
 
 def say_notes(notes: list[str], fatal: str) -> None:
     for note in notes:
-        console.print(f"[yellow]{escape(note)}[/]", highlight=False, soft_wrap=True)
+        console.print(note, style="yellow", soft_wrap=True)
     if fatal:
         refuse(f"{fatal}; nothing that was finished is lost, the same command goes on from here")
 
@@ -241,7 +241,7 @@ def cancel(name: Name, runs: Runs = Path("runs")) -> None:
     """Take a study's jobs out of SLURM's queue, its search's too; the same command goes on from the checkpoints."""
     from studies.jobs import cancel
 
-    console.print(f"{cancel(runs, catalogue.source(name).stem)} jobs cancelled", highlight=False)
+    console.print(f"{cancel(runs, catalogue.source(name).stem)} jobs cancelled")
 
 
 @app.command()
@@ -255,9 +255,9 @@ def logs(
 
     paths, text = logs(runs, run, lines)
     for path in paths:
-        console.print(f"[dim]{escape(str(path))}[/]", highlight=False, soft_wrap=True)
+        console.print(str(path), style="dim", soft_wrap=True)
     for line in text:
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        console.print(line, soft_wrap=True)
 
 
 @app.command()
@@ -358,7 +358,7 @@ def eval_(
     with console.status("loading") as line:
         for one in evaluations(found.records, place, task, set_ or (), resolution, split):
             stored.append(one)
-            line.update(f"{len(stored)} evaluated, now {escape(f'{found.labels[one.run_id]}, {eval_label(one)}')}")
+            line.update(styled(f"{len(stored)} evaluated, now {found.labels[one.run_id]}, {eval_label(one)}"))
     print_evals(console, stored, found.labels, "accuracy")
     _say_what_is_left(found.study, found.left)
 
@@ -393,20 +393,21 @@ def probe(
 
 def _say_what_is_left(study: str, left: int) -> None:
     if left:
-        console.print(f"[yellow]{left} of the study's runs not done, left out[/]")
+        console.print(f"{left} of the study's runs not done, left out", style="yellow")
     if study:
-        console.print(f"[dim]`python -m results {escape(study)}` puts this into the study's report[/]")
+        console.print(f"`python -m results {study}` puts this into the study's report", style="dim")
 
 
 def refuse(sentence: str) -> None:
     """Say what is wrong and leave with exit code 2."""
-    Console(stderr=True).print(f"[red]error:[/] {escape(sentence)}", highlight=False, soft_wrap=True)
+    print_error(sentence)
     raise typer.Exit(2)
 
 
 if __name__ == "__main__":
+    degrade_output()
     try:
         app(prog_name="python -m studies")
     except (ValueError, OSError) as mistake:
-        Console(stderr=True).print(f"[red]error:[/] {escape(str(mistake))}", highlight=False, soft_wrap=True)
+        print_error(str(mistake))
         sys.exit(2)

@@ -20,7 +20,7 @@ def shipped() -> dict[str, str]:
     """The studies that ship: name -> the first line of the file's docstring, read without running it."""
     found = {}
     for path in sorted(SHIPPED.glob("[a-z]*.py")):
-        found[path.stem] = (ast.get_docstring(ast.parse(path.read_text())) or "").partition("\n")[0]
+        found[path.stem] = (ast.get_docstring(ast.parse(path.read_bytes())) or "").partition("\n")[0]
     return found
 
 

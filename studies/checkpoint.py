@@ -36,7 +36,7 @@ class State:
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Wait until nobody else holds `path`; the system lets go of it when its holder dies, however it dies."""
-    with path.open("a") as file:
+    with path.open("ab") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 

@@ -129,7 +129,7 @@ class Cluster(Config):
 def read_cluster(path: Path) -> Cluster:
     """The facts in a slurm.toml. Raises ValueError in one sentence for what is unknown, unfit, or not there at all."""
     try:
-        plain = tomllib.loads(path.read_text())
+        plain = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ValueError(
             f"there is no {path}, which says what to ask of SLURM: copy slurm.example.toml to {path} and change what "

@@ -7,11 +7,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 from results.record import RunRecord, TuningRecord, read_record
+from results.text import printable, styled
 from studies.drive import Tally
 from studies.executors import Ended
 from studies.progress import progress_of, progress_text
@@ -25,8 +26,9 @@ class Display:
 
     def __init__(self, console: Console, runs: Path, name: str) -> None:
         self.console, self.runs = console, runs
-        columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.fields[text]}"))
-        self.progress = Progress(*columns, TimeElapsedColumn(), console=console, transient=True)
+        described, counted = (TextColumn(text, markup=False) for text in ("{task.description}", "{task.fields[text]}"))
+        columns = (described, BarColumn(bar_width=24), counted, TimeElapsedColumn())
+        self.progress = Progress(*columns, console=console, transient=True)
         self.whole = self.progress.add_task(name, total=None, text="")
         self.bars: dict[str, TaskID] = {}
 
@@ -46,7 +48,7 @@ class Display:
             where = progress_of(self.runs, run_id)
             shares += where.get("done", 0.0) * len(cells)
             if run_id not in self.bars:
-                label = f"  {escape(cells[0].arm)}, seed {cells[0].seed}"
+                label = f"  {printable(cells[0].arm)}, seed {cells[0].seed}"
                 self.bars[run_id] = self.progress.add_task(label, total=1.0, text="")
             self.progress.update(self.bars[run_id], completed=where.get("done", 0.0), text=progress_text(where))
         self.progress.update(self.whole, total=tally.cells, completed=ended + shares, text=text)
@@ -54,22 +56,21 @@ class Display:
     def finished(self, tally: Tally, cell: Cell, record: RunRecord | None, ended: Ended) -> None:
         if (bar := self.bars.pop(cell.spec.run_id, None)) is not None:
             self.progress.remove_task(bar)
-        counted = f"[dim]{tally.done + tally.failed:>{len(str(tally.cells))}}/{tally.cells}[/]"
-        self.console.print(
-            f"{counted} {escape(cell.arm)}, seed {cell.seed}: {ending_text(record, ended)}", highlight=False
-        )
+        counted = styled(f"{tally.done + tally.failed:>{len(str(tally.cells))}}/{tally.cells}", "dim")
+        cell_text = styled(f" {cell.arm}, seed {cell.seed}: ")
+        self.console.print(Text.assemble(counted, cell_text, ending_text(record, ended)))
 
 
-def ending_text(record: RunRecord | None, ended: Ended) -> str:
+def ending_text(record: RunRecord | None, ended: Ended) -> Text:
     if record is None:
-        return "not ended; it goes on next time" if ended.stopped else f"[red]{escape(ended.error)}[/]"
+        return Text("not ended; it goes on next time") if ended.stopped else styled(ended.error, "red")
     if record.status == "pruned":
-        return f"[dim]{escape(record.reason)}[/]"
+        return styled(record.reason, "dim")
     if record.status != "done":
-        return f"[red]{record.status}: {escape(record.reason)}[/]"
+        return styled(f"{record.status}: {record.reason}", "red")
     valid = record.metrics.get("valid", {}).get("accuracy")
     seconds = sum(attempt.get("seconds", 0.0) for attempt in record.attempts)
-    return (f"validation {valid:.1%}, " if valid is not None else "") + f"{seconds:.0f} s"
+    return Text((f"validation {valid:.1%}, " if valid is not None else "") + f"{seconds:.0f} s")
 
 
 def winners(found: TuningRecord) -> Table:
@@ -80,35 +81,35 @@ def winners(found: TuningRecord) -> Table:
         values = ", ".join(f"{path} {value}" for path, value in arm.get("values", {}).items())
         best = f"{arm['metrics'][first]:.4g}" if "metrics" in arm else "none"
         counts = ", ".join(f"{number} {status}" for status, number in arm["counts"].items())
-        table.add_row(escape(label), best, escape(values), counts, ", ".join(arm["left_out"]))
+        table.add_row(*map(styled, (label, best, values, counts, ", ".join(arm["left_out"]))))
     return table
 
 
 def show_arms(console: Console, study: Study, name: str, runs: Path) -> None:
     """Every arm, the fields in which it differs from its reference, and how many of its runs are done."""
-    console.print(f"[bold]{escape(study.question)}[/]")
+    console.print(styled(study.question, "bold"))
     cells, arms = study.cells(), {arm.label: arm for arm in study.expanded()}
     records = {run_id: read_record(runs, run_id) for run_id in {cell.spec.run_id for cell in cells}}
     finished = {run_id for run_id, record in records.items() if record is not None and record.status == "done"}
     for reference in dict.fromkeys(arm.reference for arm in arms.values()):
         fields = {path: value for path, value in flatten(arms[reference].spec).items() if path != "seed"}
         content = ", ".join(f"{path} {value}" for path, value in fields.items() if value is not None)
-        console.print(f"\n[bold]{escape(reference)}[/] [dim]is {escape(content)}[/]", highlight=False)
+        console.print(Text.assemble("\n", styled(reference, "bold"), styled(f" is {content}", "dim")))
         table = Table("arm", "differs in", "done", box=None)
         for arm in (arm for arm in arms.values() if arm.reference == reference):
             differs = changes(arm.spec, arms[reference].spec)
             text = ", ".join(f"{path} {ours}" for path, (_, ours) in differs.items() if ours is not None)
-            note = f" [dim]({escape(arm.note)})[/]" if arm.note else ""
+            note = styled(f" ({arm.note})" if arm.note else "", "dim")
             mine = [cell.spec.run_id in finished for cell in cells if cell.arm == arm.label]
-            table.add_row(escape(arm.label), escape(text) + note, f"{sum(mine)}/{len(mine)}")
+            table.add_row(styled(arm.label), styled(text) + note, f"{sum(mine)}/{len(mine)}")
         console.print(table)
     many, seeds = len(arms), len(study.seeds)
     design = f"{many} arm{'s' * (many > 1)} x {seeds} seed{'s' * (seeds > 1)}"
     console.print(f"\n{design}; {study.metric}, {study.direction}imised; widths matched by: {study.match}")
     if study.tuned is not None:
-        console.print(escape(described(study.tuned)), highlight=False, soft_wrap=True)
+        console.print(described(study.tuned), soft_wrap=True)
     elif study.tuning is not None:
-        console.print(f"not tuned yet: `python -m studies tune {name}` searches each arm's settings", highlight=False)
+        console.print(f"not tuned yet: `python -m studies tune {name}` searches each arm's settings")
 
 
 @contextmanager
@@ -116,6 +117,6 @@ def said_meanwhile(console: Console) -> Iterator[Callable[[str], None]]:
     """Say what long work is at: in one line that changes or, where there is no terminal, line after line."""
     if console.is_terminal:
         with console.status("") as shown:
-            yield lambda line: shown.update(escape(line))
+            yield lambda line: shown.update(styled(line))
     else:
-        yield lambda line: console.print(line, style="dim", markup=False, highlight=False)
+        yield lambda line: console.print(line, style="dim")

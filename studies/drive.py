@@ -261,7 +261,7 @@ def declare(study: Study, name: str, source: str, runs: Path, cells: list[Cell])
 @contextmanager
 def sole_driver(folder: Path, name: str, patience: float = 0.0) -> Iterator[None]:
     """Hold the study's lock. Raises ValueError if someone else does, for more than `patience` seconds."""
-    with (made_folder(folder) / "driver.lock").open("a+") as file:
+    with (made_folder(folder) / "driver.lock").open("a+", encoding="utf-8") as file:
         try:
             _lock(file, patience + GLANCE_SECONDS)
         except BlockingIOError:

@@ -198,12 +198,12 @@ def free_memory() -> int | None:
     for most, used in GROUPS:
         with suppress(OSError, ValueError):  # no such group, or "max": no limit
             root = Path("/sys/fs/cgroup")
-            free = min(free, int((root / most).read_text()) - int((root / used).read_text()))
+            free = min(free, int((root / most).read_bytes()) - int((root / used).read_bytes()))
     return max(free, 0)
 
 
 def _kilobytes(file: str, name: str) -> int:
-    line = next(line for line in Path(file).read_text().splitlines() if line.startswith(name))
+    line = next(line for line in Path(file).read_text(encoding="utf-8").splitlines() if line.startswith(name))
     return int(line.split()[1]) * 1024
 
 

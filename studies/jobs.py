@@ -218,7 +218,9 @@ def ask(*command: str) -> str:
     """What a command of SLURM's prints. Raises ValueError if there is none, or if it fails."""
     need(command[0])
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+        return subprocess.run(
+            command, capture_output=True, encoding="utf-8", errors="replace", check=True, timeout=60
+        ).stdout
     except subprocess.TimeoutExpired:
         raise ValueError(f"SLURM does not answer: {command[0]} took more than 60 s") from None
     except subprocess.CalledProcessError as error:

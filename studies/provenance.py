@@ -49,7 +49,7 @@ def device_name(device: torch.device) -> str:
 def _processor() -> str:
     """The processor's model where the system tells it (Linux), else its architecture."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return platform.machine()
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
@@ -63,7 +63,7 @@ def commit() -> dict[str, Any]:
     """
     stamp = ROOT / STAMP
     if stamp.exists():
-        return json.loads(stamp.read_text())
+        return json.loads(stamp.read_bytes())
     try:
         head = _git("rev-parse", "HEAD")
         dirty = bool(_git("status", "--porcelain", "--untracked-files=no"))
@@ -75,4 +75,6 @@ def commit() -> dict[str, Any]:
 
 def _git(*arguments: str) -> str:
     command = ["git", "-C", str(ROOT), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    return subprocess.run(
+        command, capture_output=True, encoding="utf-8", errors="replace", check=True, timeout=10
+    ).stdout.strip()

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Group
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
 from results.files import is_held
 from results.record import read_record, read_tuning, study_folder, unfinished
+from results.text import styled
 from studies.jobs import arrays, in_queue, log_of, restarted, stuck_lines
 from studies.progress import is_fresh, progress_of, progress_text
 
@@ -35,14 +35,14 @@ def search_shown(runs: Path, name: str) -> tuple[Group | None, bool]:
         counts = Counter(t["status"] if t["status"] in COLUMNS else "failed" for t in trials)
         counts["to go"] = arm["planned"] - len(trials)
         best = f"{first} {arm['metrics'][first]:.4g}" if "metrics" in arm else ""
-        table.add_row(escape(label), *(str(counts[name] or "") for name in COLUMNS), best)
+        table.add_row(styled(label), *(str(counts[name] or "") for name in COLUMNS), best)
         for trial in trials:
             if trial["status"] == "running":
                 lines += [_line(runs, trial, run_id) for run_id in trial["run_ids"]]
             elif trial["status"] not in ("done", "pruned"):
                 reason = f"{label}, trial {trial['trial']}: {trial['status']}: {trial['reason']} "
-                lines.append(Text(reason).append(" ".join(trial["run_ids"]), "dim"))
-    lines += [Text(line) for line in _who(runs, name, record.left)]
+                lines.append(styled(reason).append(" ".join(trial["run_ids"]), "dim"))
+    lines += [styled(line) for line in _who(runs, name, record.left)]
     return Group(table, *lines), record.left > 0
 
 
@@ -51,14 +51,14 @@ def _line(runs: Path, trial: dict[str, Any], run_id: str) -> Text:
     state = "waiting for a free slot" if record is None else str(record.status)
     if record is None and (is_fresh(where) or unfinished(runs, run_id)[0] == "running"):
         state = f"step {where['step']}, {progress_text(where)}" if where else "starting"
-    return Text(f"{trial['arm']}, trial {trial['trial']}: {state} ").append(run_id, "dim")
+    return styled(f"{trial['arm']}, trial {trial['trial']}: {state} ").append(run_id, "dim")
 
 
 def _who(runs: Path, name: str, missing: int) -> list[str]:
     """Who drives, and what jobs of the search SLURM holds."""
     lock = study_folder(runs, name) / "driver.lock"
     driven = is_held(lock)
-    lines = [f"driven by {lock.read_text().strip()}"] if driven else []
+    lines = [f"driven by {lock.read_text(encoding='utf-8', errors='replace').strip()}"] if driven else []
     of_search = {array.key: array for array in arrays(runs, name) if array.role != "batch"}
     if of_search:
         try:

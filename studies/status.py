@@ -11,12 +11,12 @@ from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
 from results.files import CorruptFile, read_json
 from results.record import manifest_of, read_manifest, read_record, unfinished
+from results.text import styled, styled_lines
 from studies.jobs import (
     Array,
     InQueue,
@@ -157,19 +157,19 @@ def shown(states: Iterable[State], note: str) -> Group:
     columns = [name for name in COLUMNS if name not in ("pending", "lost") or any(s.column == name for s in states)]
     table = Table("arm", *columns, box=None)
     for arm, count in counts.items():
-        table.add_row(escape(arm), *(str(count[name] or "") for name in columns))
+        table.add_row(styled(arm), *(str(count[name] or "") for name in columns))
     parts: list[Any] = [table]
     together: dict[tuple[str, str, int], dict[str, State]] = {}
     for state in (state for state in states if state.status in TOGETHER):
         together.setdefault((state.status, state.text, state.restarts), {})[state.run_id] = state
     for (status, text, _), alike in together.items():
-        parts.append(Text(f"{len(alike)} {status}: {text}{_again(next(iter(alike.values())))}"))
+        parts.append(styled(f"{len(alike)} {status}: {text}{_again(next(iter(alike.values())))}"))
     for state in states:
         if state.text and state.status not in TOGETHER:
-            said = f"{state.arm}, seed {state.seed}: {state.text}{_again(state)} "
-            parts.append(Text(said).append(state.run_id, "dim"))
+            said = styled(f"{state.arm}, seed {state.seed}: ") + styled_lines(f"{state.text}{_again(state)} ")
+            parts.append(said.append(state.run_id, "dim"))
     if note:
-        parts.append(Text(note, "yellow"))
+        parts.append(styled_lines(note, "yellow"))
     return Group(*parts)
 
 
@@ -180,7 +180,7 @@ def show_status(console: Console, runs: Path, name: str, every: float | None = N
     """
     whole, going = _whole(runs, name)
     if every is None:
-        console.print(whole, highlight=False, soft_wrap=True)
+        console.print(whole, soft_wrap=True)
         return
     with Live(whole, console=console, auto_refresh=False) as live:
         while going:

@@ -16,9 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from rich.console import Console
-
 from results.record import put_aside, read_tuning, run_folder, study_folder
+from results.text import PlainConsole
 from studies.cluster import Cluster
 from studies.display import Display, winners
 from studies.drive import sole_driver, tune
@@ -292,7 +291,7 @@ class Driver(Stoppable):
     retry: bool
 
     def work(self, stopping: Callable[[], bool]) -> str:
-        console, runs = Console(force_terminal=False, width=160), self.place.runs
+        console, runs = PlainConsole(force_terminal=False, width=160), self.place.runs
         made = Workers(self.study, self.name, self.cluster, self.place, self.slots)
         lives = int(os.environ.get("SLURM_RESTART_COUNT", 0))  # a later one only goes on
         with Display(console, runs, self.name) as display, closing(made) as executor:

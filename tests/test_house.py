@@ -1,6 +1,7 @@
 """Is the house in order? Who imports whom, read from the source of every module with `ast`.
 
-ldn <- baselines <- studies -> results.record, results.files: two leaves, no cycle, one owner for each heavy dependency.
+ldn <- baselines <- studies -> results.record, results.files, results.text: three leaves, no cycle; heavy
+dependencies have one owner each.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ TESTS = sorted(path.relative_to(ROOT) for path in (ROOT / "tests").rglob("*.py")
 MAY_IMPORT = {
     "ldn": ("ldn",),
     "baselines": ("baselines", "ldn"),
-    "studies": ("studies", "baselines", "ldn", "results.record", "results.files"),
+    "studies": ("studies", "baselines", "ldn", "results.record", "results.files", "results.text"),
     "results": ("results",),
     "benchmarks": ("benchmarks", *ROOMS, "tests.slurm.machine"),  # no room: it times all of them, one on a real SLURM
 }
@@ -101,6 +102,26 @@ def reads_argv(source: str) -> bool:
     return False
 
 
+def without_encoding(source: str) -> list[int]:
+    """Lines with a call that reads or writes text in the encoding of the locale."""
+    lines = []
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.Call) or any(keyword.arg == "encoding" for keyword in node.keywords):
+            continue
+        called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+        constants = [
+            value.value for value in [*node.args, *(k.value for k in node.keywords)] if type(value) is ast.Constant
+        ]
+        binary = any(
+            isinstance(value, str) and ("b" in value or ":" in value) and set(value) <= set("rwxab+:gz")
+            for value in constants
+        )
+        text = any(k.arg == "text" and getattr(k.value, "value", None) is True for k in node.keywords)
+        if called in ("read_text", "write_text") or (called in ("open", "fdopen") and not binary) or text:
+            lines.append(node.lineno)
+    return lines
+
+
 def test_every_room_has_modules() -> None:
     assert {module.parts[0] for module in MODULES} >= set(ROOMS)
 
@@ -121,6 +142,24 @@ def test_a_module_says_in_its_first_line_what_it_is_for(module: Path) -> None:
     source = (ROOT / module).read_text()
     if source.strip():  # an __init__.py may be empty
         assert (ast.get_docstring(ast.parse(source)) or "").strip()
+
+
+@pytest.mark.parametrize("module", MODULES, ids=str)
+def test_text_files_are_read_and_written_in_utf_8_whatever_the_locale(module: Path) -> None:
+    assert not without_encoding((ROOT / module).read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["path.read_text()", "path.write_text('x')", "open(path)", "path.open('a')", "subprocess.run(command, text=True)"],
+)
+def test_a_call_without_an_encoding_is_found(source: str) -> None:
+    assert without_encoding(source) == [1]
+
+
+@pytest.mark.parametrize("source", ["path.open('rb')", "open(path, encoding='utf-8')", "os.fdopen(handle, 'wb')"])
+def test_binary_files_and_given_encodings_are_let_pass(source: str) -> None:
+    assert not without_encoding(source)
 
 
 @pytest.mark.parametrize("name", ["utils.py", "helpers.py", "common.py"])
