@@ -27,7 +27,7 @@ class RNNConfig(ModelConfig):
     cell: Literal["lstm", "gru"] = "lstm"
     bidirectional: bool = True
     width: Annotated[int, AtLeast(1)] = 128
-    depth: Annotated[int, AtLeast(1)] = 2
+    depth: Annotated[int, Between(1, 10_000)] = 2
     dropout: Annotated[float, Between(0, 1)] = 0.0
     positions: Positions = "none"
     patch: Annotated[int, AtLeast(1)] = 4

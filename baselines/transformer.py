@@ -32,7 +32,7 @@ class TransformerConfig(ModelConfig):
     name: ClassVar[str] = "transformer"
 
     width: Annotated[int, AtLeast(1)] = 128
-    depth: Annotated[int, AtLeast(1)] = 6
+    depth: Annotated[int, Between(1, 10_000)] = 6
     heads: Annotated[int, AtLeast(1)] = 4
     ffn_ratio: Annotated[int, AtLeast(1)] = 4
     dropout: Annotated[float, Between(0, 1)] = 0.0

@@ -20,7 +20,7 @@ class ViTConfig(ModelConfig):
     name: ClassVar[str] = "vit"
 
     width: Annotated[int, AtLeast(1)] = 192
-    depth: Annotated[int, AtLeast(1)] = 12
+    depth: Annotated[int, Between(1, 10_000)] = 12
     heads: Annotated[int, AtLeast(1)] = 3
     ffn_ratio: Annotated[int, AtLeast(1)] = 4
     patch: Annotated[int, AtLeast(1)] = 16

@@ -47,10 +47,10 @@ class LDNConfig(ModelConfig):
     name: ClassVar[str] = "ldn"
 
     width: Annotated[int, AtLeast(1)] = 128
-    depth: Annotated[int, AtLeast(1)] = 6
-    steps: Annotated[int, AtLeast(0)] = 2
+    depth: Annotated[int, Between(1, 10_000)] = 6
+    steps: Annotated[int, Between(0, 10_000)] = 2
     kernel: Kernel = "multiscale"
-    radius: Annotated[int, AtLeast(1)] = 1
+    radius: Annotated[int, Between(1, 10_000)] = 1
     symmetric: bool = True
     time_step: TimeStep = "channel"
     rate: Annotated[float, Between(0, 1)] = 0.5

@@ -26,7 +26,7 @@ from ldn.classifier import (
     real_positions,
     zero_padding,
 )
-from ldn.config import AtLeast
+from ldn.config import AtLeast, Between
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +36,7 @@ class PaperVisionConfig(ModelConfig):
     name: ClassVar[str] = "paper-vision"
 
     width: Annotated[int, AtLeast(1)] = 192
-    depth: Annotated[int, AtLeast(1)] = 6
+    depth: Annotated[int, Between(1, 10_000)] = 6
     patch: Annotated[int, AtLeast(1)] = 4
 
     def without_effect(self, input: InputSpec) -> set[str]:
@@ -62,7 +62,7 @@ class PaperSequenceConfig(ModelConfig):
     name: ClassVar[str] = "paper-sequence"
 
     width: Annotated[int, AtLeast(1)] = 192
-    depth: Annotated[int, AtLeast(1)] = 6
+    depth: Annotated[int, Between(1, 10_000)] = 6
     patch: Annotated[int, AtLeast(1)] = 4
 
     def without_effect(self, input: InputSpec) -> set[str]:

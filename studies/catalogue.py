@@ -8,7 +8,7 @@ import importlib.util
 import re
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # a study imports torch; listing the studies must not
     from studies.study import Study
@@ -62,7 +62,9 @@ def load(path: Path) -> Study:
             f"{tuned_file(path)} does not fit {path.name} any more, {why}: tune again "
             f"(`python -m studies tune`), or delete it"
         )
-    return dataclasses.replace(study, tuned=tuned)
+    study = dataclasses.replace(study, tuned=tuned)
+    _check(path, study)
+    return study
 
 
 def declared(path: Path) -> Study:
@@ -82,29 +84,17 @@ def declared(path: Path) -> Study:
     study = getattr(module, "STUDY", None)
     if not isinstance(study, Study):
         raise ValueError(f"{path} defines no STUDY = Study(...)")
-    _refuse_unlisted(path, study)
+    _check(path, study)
     return study
 
 
-def _refuse_unlisted(path: Path, study: Study) -> None:
-    """Raise ValueError for a task or model that is in no table: a run is started and read by their names alone."""
-    from ldn import ModelConfig
-    from studies.tasks.task import Task
-    from studies.zoo import MODELS, TASKS
+def _check(path: Path, study: Study) -> None:
+    from studies.checks import check_study
 
-    specs = [spec for arms in (study.arms, *study.panels.values()) for spec in arms.values()]
-    parts: list[Any] = [part for spec in specs for part in (spec.model, spec.task)]
-    parts += [value for values in study.factors.values() for value in values]
-    for what, base, table, listed, folder in (
-        ("task", Task, "TASKS", TASKS, "studies/tasks/"),
-        ("model", ModelConfig, "MODELS", MODELS, "baselines/"),
-    ):
-        for part in parts:
-            if isinstance(part, base) and type(part) not in listed:
-                raise ValueError(
-                    f"{path}: no run could find the {what} {type(part).__name__}, which is not in {table} of "
-                    f"studies/zoo.py: put the class into a module under {folder} and add it there"
-                )
+    try:
+        check_study(study)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def _line_in(file: str, error: Exception) -> str:

@@ -24,6 +24,7 @@ from results.record import (
     write_manifest,
     write_record,
 )
+from studies.checks import study_notes
 from studies.executors import Ended, Executor
 from studies.queue import Queue
 from studies.search import Search
@@ -252,7 +253,7 @@ def declare(study: Study, name: str, source: str, runs: Path, cells: list[Cell])
         direction=study.direction,
         arms=arms,
         cells=plain,
-        notes=[] if study.tuned is None else [described(study.tuned)],
+        notes=study_notes(study) + ([] if study.tuned is None else [described(study.tuned)]),
         tuning={} if study.tuned is None else dataclasses.asdict(study.tuned),
     )
     write_manifest(runs, manifest)

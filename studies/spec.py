@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar
 
 from ldn.classifier import InputSpec, ModelConfig
-from ldn.config import AtLeast, Between, Config, refuse_unknown
+from ldn.config import AtLeast, Below, Between, Config, refuse_unknown
 from studies import zoo
 from studies.tasks.task import Task
 
@@ -33,8 +33,8 @@ class Optimiser(Config):
 
     lr: Annotated[float, AtLeast(0)] = 1e-3
     weight_decay: Annotated[float, AtLeast(0)] = 0.05
-    beta1: Annotated[float, Between(0, 1)] = 0.9
-    beta2: Annotated[float, Between(0, 1)] = 0.98
+    beta1: Annotated[float, AtLeast(0), Below(1)] = 0.9
+    beta2: Annotated[float, AtLeast(0), Below(1)] = 0.98
     warmup: Annotated[float, Between(0, 1)] = 0.1
     final: Annotated[float, Between(0, 1)] = 0.0
     clip: Annotated[float, AtLeast(0)] = 1.0
@@ -94,12 +94,29 @@ def canonical(spec: RunSpec) -> dict[str, Any]:
 
     A field at the default it was introduced with is left out, so that a new field orphans no stored run (when a
     default changes, `metadata={"introduced": old}` keeps the old one's meaning); fields without effect beside the
-    others are dropped.
+    others are dropped. Raises ValueError for a part of a class that this form would confuse with another.
     """
+    _refuse_confusable(spec)
     plain = {"schema": SCHEMA, **_plain(spec, set())}
     plain["model"] = canonical_model(spec.model, spec.task.input)
     plain["task"] = {"name": spec.task.name, **_plain(spec.task, set())}
     return plain
+
+
+def _refuse_confusable(spec: RunSpec) -> None:
+    known = {
+        "optim": Optimiser,
+        "budget": Budget,
+        "model": zoo.by_name(zoo.MODELS).get(spec.model.name, type(spec.model)),
+        "task": zoo.by_name(zoo.TASKS).get(spec.task.name, type(spec.task)),
+    }
+    for part, cls in known.items():
+        given = type(getattr(spec, part))
+        if given is not cls:
+            raise ValueError(
+                f"RunSpec.{part} is of class {given.__name__}, but would be stored and trained as {cls.__name__}: give "
+                f"a model or task a name of its own and add it to studies/zoo.py; optim and budget allow no subclass"
+            )
 
 
 def canonical_model(model: ModelConfig, input: InputSpec) -> dict[str, Any]:
@@ -140,6 +157,27 @@ def _config(cls: type[C], plain: dict[str, Any]) -> C:
     refuse_unknown(cls, plain)
     introduced = {f.name: f.metadata["introduced"] for f in dataclasses.fields(cls) if "introduced" in f.metadata}
     return cls(**{**introduced, **plain})
+
+
+def refuse_unstorable(spec: RunSpec) -> None:
+    """Raise ValueError if the stored form of `spec` does not give back an equal spec of the same classes and types."""
+    again = from_plain(json.loads(json.dumps(canonical(spec), allow_nan=False)))
+    dropped = {f"model.{name}" for name in spec.model.without_effect(spec.task.input)}
+    if path := _difference(spec, again, "", dropped):
+        raise ValueError(f"{path} changes when the run is stored and read back: give it a plain value")
+
+
+def _difference(one: Any, other: Any, path: str, dropped: set[str]) -> str:
+    """The dotted path of the first field in which two specs differ in value or type; empty if there is none."""
+    if type(one) is not type(other) or not isinstance(one, Config):
+        return "" if type(one) is type(other) and one == other else path or type(one).__name__
+    for f in dataclasses.fields(one):
+        inner = f"{path}.{f.name}" if path else f.name
+        if inner not in dropped and (
+            found := _difference(getattr(one, f.name), getattr(other, f.name), inner, dropped)
+        ):
+            return found
+    return ""
 
 
 def with_field(spec: C, path: str, value: Any) -> C:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
+from unicodedata import category
 
 from ldn.config import AtLeast, Config
 from results.record import TuningRecord
@@ -18,13 +20,15 @@ Design = Literal["one_at_a_time", "crossed"]
 Match = Literal["none", "params", "gmac"]
 Metric = Literal["test.accuracy", "test.loss", "valid.accuracy", "valid.loss", "train.loss"]
 Direction = Literal["max", "min"]
+LONGEST_LABEL = 200
+UNPRINTABLE = ("Cc", "Cs", "Zl", "Zp")  # control characters, lone surrogates and line breaks, by Unicode category
 
 
 @dataclass(frozen=True)
 class Arm:
     """One row of the study's table, compared with the arm `reference`.
 
-    `factors` are the values of the varied fields, `note` says what was solved.
+    `factors` are the values of the varied fields (of a config, its text), `note` says what was solved.
     """
 
     label: str
@@ -57,7 +61,8 @@ class Study(Config):
     file beside the study's by `studies.catalogue`, and the arms carry it.
 
     Raises ValueError for an unknown field, reference, design or metric, for what is no list or dict where one is
-    wanted, for an empty label or list of values, for two arms of one label, and for a tuning that does not fit.
+    wanted, for an empty or unprintable label, an empty list of values, two arms of one label, factors that overwrite
+    each other or that Study sets itself, and for a tuning that does not fit.
     """
 
     question: str
@@ -76,22 +81,21 @@ class Study(Config):
         super().__post_init__()
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"Study.seeds must be different numbers, at least one, not {list(self.seeds)}")
-        for path, values in self.factors.items():
-            if not values:
-                raise ValueError(f"Study.factors[{path!r}] is empty; it lists what {path} is set to")
-        if "" in self.panels:
-            raise ValueError("a panel of Study.panels has the empty name ''; what it is called stands before its arms")
+        object.__setattr__(self, "question", " ".join(self.question.split()))  # reports put it on one line
+        _refuse_unprintable("question", self.question)
+        self._refuse_factors()
+        for name in self.panels:
+            _refuse_label("panel", name)
         for arms in self._sets().values():
-            if "" in arms:
-                raise ValueError("an arm has the empty label ''; the label is what the table calls it")
+            for label in arms:
+                _refuse_label("arm", label)
             if self.reference not in arms:
                 raise ValueError(
                     f"the reference {self.reference!r} is no arm; arms: {', '.join(map(repr, arms)) or 'none'}"
                 )
-            labels = [*arms, *(arm.label for arm in self._varied(arms[self.reference], self.reference))]
-            if len(set(labels)) < len(labels):
-                repeated = next(label for label in labels if labels.count(label) > 1)
-                raise ValueError(f"two arms have the label {repeated!r}; rename the one in `arms`")
+        labels = Counter(arm.label for arm in self.unmatched())
+        if repeated := [label for label, count in labels.items() if count > 1]:
+            raise ValueError(f"two arms have the label {repeated[0]!r}; rename the one in `arms`")
         if self.tuning is not None:
             refuse_misfit(self.tuning, self, [spec for arms in self._sets().values() for spec in arms.values()])
 
@@ -107,16 +111,19 @@ class Study(Config):
 
     def declared(self) -> list[Arm]:
         """All arms as the study's file has them, before any tuning."""
-        expanded = []
+        references = {arm.label: arm.spec for arm in self.unmatched()}
+        return [self._matched(arm, references[arm.reference]) for arm in self.unmatched()]
+
+    def unmatched(self) -> list[Arm]:
+        """All arms as the study's file has them, before widths are matched."""
+        found = []
         for panel, arms in self._sets().items():
             prefix = f"{panel}: " if panel else ""
             name, reference = prefix + self.reference, arms[self.reference]
-            base = {path: field_value(reference, path) for path in self.factors}
-            expanded += [Arm(name, reference, name, base), *self._varied(reference, name)]
-            for label, spec in arms.items():
-                if label != self.reference:
-                    expanded.append(self._matched(Arm(prefix + label, spec, name), reference))
-        return expanded
+            base = {path: _plain(field_value(reference, path)) for path in self.factors}
+            found += [Arm(name, reference, name, base), *self._varied(reference, name)]
+            found += [Arm(prefix + label, spec, name) for label, spec in arms.items() if label != self.reference]
+        return found
 
     def cells(self) -> list[Cell]:
         """All runs, seed by seed: a study stopped early has whole rows of fewer seeds."""
@@ -130,9 +137,19 @@ class Study(Config):
     def _sets(self) -> dict[str, Mapping[str, RunSpec]]:
         return {**({"": self.arms} if self.arms or not self.panels else {}), **self.panels}
 
+    def _refuse_factors(self) -> None:
+        """Raise ValueError for a factor without values, or whose values something else would overwrite."""
+        for path, values in self.factors.items():
+            if not values:
+                raise ValueError(f"Study.factors[{path!r}] is empty; it lists what {path} is set to")
+            if path in ("seed", "protocol"):
+                raise ValueError(f"Study.factors cannot vary {path!r}: Study.seeds and `tune` set seed and protocol")
+            if inner := [other for other in self.factors if other.startswith(f"{path}.")]:
+                raise ValueError(f"Study.factors varies {path!r} and {inner[0]!r} in it; give the one or the other")
+
     def _varied(self, reference: RunSpec, name: str) -> list[Arm]:
         """The arms that the factors make of a reference, without that itself."""
-        base = {path: field_value(reference, path) for path in self.factors}
+        base = {path: _plain(field_value(reference, path)) for path in self.factors}
         prefix = name.removesuffix(self.reference)
         if self.design == "crossed":
             choices = [dict(zip(base, values, strict=True)) for values in itertools.product(*self.factors.values())]
@@ -141,9 +158,10 @@ class Study(Config):
         arms = []
         for choice in choices:
             spec = with_fields(reference, choice)
-            label = ", ".join(_label(path, value) for path, value in choice.items())
+            plain = {path: _plain(field_value(spec, path)) for path in choice}
+            label = ", ".join(_label(path, choice[path], plain[path]) for path in choice)
             if spec != reference:
-                arms.append(Arm(prefix + label, spec, name, base | choice))
+                arms.append(Arm(prefix + label, spec, name, base | plain))
         return arms
 
     def _matched(self, arm: Arm, reference: RunSpec) -> Arm:
@@ -161,6 +179,31 @@ def changes(spec: RunSpec, reference: RunSpec) -> dict[str, list[Any]]:
     return {path: [theirs.get(path), ours.get(path)] for path in paths if theirs.get(path) != ours.get(path)}
 
 
-def _label(path: str, value: Any) -> str:
+def _label(path: str, given: Any, plain: Any) -> str:
+    value = given if type(given) in (int, float) else plain  # as written: 1, not 1.0
     shown = {True: "on", False: "off"}[value] if isinstance(value, bool) else value
     return f"{path.rpartition('.')[2]} {shown}"
+
+
+def _plain(value: Any) -> Any:
+    """A field's value as files hold it: of a config, its name and the fields that are not at their defaults."""
+    if not isinstance(value, Config):
+        return value
+    fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+    defaults = {f.name: f.default for f in dataclasses.fields(value)}
+    text = ", ".join(f"{name}={_plain(inner)}" for name, inner in fields.items() if inner != defaults[name])
+    return f"{value.name}({text})" if text else value.name or "default"
+
+
+def _refuse_label(what: str, label: str) -> None:
+    """Raise ValueError for a label that tables, figures and files cannot show on one line."""
+    if not label.strip():
+        raise ValueError(f"Study.{what}s has the empty name {label!r}: tables and figures show it, so name the {what}")
+    if len(label) > LONGEST_LABEL:
+        raise ValueError(f"Study.{what}s has a name of {len(label)} characters; the most is {LONGEST_LABEL}")
+    _refuse_unprintable(f"{what}s", label)
+
+
+def _refuse_unprintable(what: str, text: str) -> None:
+    if odd := [letter for letter in text if category(letter) in UNPRINTABLE]:
+        raise ValueError(f"Study.{what}: {text!r} contains the unprintable character {odd[0]!r}; remove it")

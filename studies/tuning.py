@@ -109,7 +109,7 @@ def refuse_misfit(tuning: Tuning, study: Study, specs: Sequence[RunSpec]) -> Non
     for path, domain in tuning.space.items():
         if path.partition(".")[0] in FIXED:
             raise ValueError(f"{path} cannot be tuned: trials of different {path.partition('.')[0]} do not compare")
-        if path in study.factors:
+        if any(f"{path}.".startswith(f"{factor}.") for factor in study.factors):
             raise ValueError(f"{path} is varied by the study, so it cannot be tuned as well")
         if path in SOLVED and study.match != "none":
             raise ValueError(f"{path} cannot be tuned where widths are matched (match={study.match!r})")

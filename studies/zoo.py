@@ -32,9 +32,14 @@ TASKS: tuple[type[Task], ...] = (
 )
 
 
+def by_name(table: tuple[type[C], ...]) -> dict[str, type[C]]:
+    """The entries of MODELS or TASKS by their names."""
+    return {entry.name: entry for entry in table}
+
+
 def named(what: str, table: tuple[type[C], ...], name: str) -> type[C]:
     """The entry of MODELS or TASKS of that name; `what` it is. Raises ValueError listing the known ones."""
-    known = {entry.name: entry for entry in table}
+    known = by_name(table)
     if name not in known:
         raise ValueError(f"there is no {what} named {name!r}; known: {', '.join(known)}")
     return known[name]

@@ -180,7 +180,7 @@ def test_a_task_that_no_run_could_find_is_refused_before_anything_is_begun(
 ) -> None:
     own = "ldn = RunSpec\nclass Echo(CuedDigits):\n    name = 'echo'\n\nldn = RunSpec"
     (tmp_path / "mine.py").write_text(STUDY.replace("ldn = RunSpec", own).replace("task=CuedDigits", "task=Echo"))
-    refused(command(what, "mine.py"), r"mine.py: no run could find the task Echo, .* add it there")
+    refused(command(what, "mine.py"), r"mine.py: arm 'ldn': no run could find the task Echo, .* add it there")
     assert not (tmp_path / "runs").exists()
 
 

@@ -81,7 +81,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"width": None}, "Example.width must be of type int, not None"),
     ({"share": 1.5}, "Example.share must be between 0 and 1, not 1.5"),
     ({"share": -1}, "Example.share must be between 0 and 1, not -1.0"),
-    ({"share": math.nan}, "Example.share must be between 0 and 1, not nan"),
+    ({"share": math.nan}, "Example.share must be a finite number, not nan"),
     ({"share": False}, "Example.share must be of type float, not False"),
     ({"share": "half"}, "Example.share must be of type float, not 'half'"),
     ({"norm": "per"}, "Example.norm must be one of 'pre', 'post', not 'per'"),

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ldn.classifier import InputSpec, TargetSpec
-from ldn.config import AtLeast
+from ldn.config import AtLeast, Between
 from studies.tasks.image_files import Images, missing_cifar10, missing_fashion_mnist, read_cifar10, read_fashion_mnist
 from studies.tasks.task import Data, Split, Task, fingerprint, floors
 
@@ -36,7 +36,7 @@ class ImageTask(Task):
     mean: ClassVar[tuple[float, ...]]
     deviation: ClassVar[tuple[float, ...]]
     train: Annotated[int, AtLeast(1)] | None = None
-    seed: Annotated[int, AtLeast(0)] = 0
+    seed: Annotated[int, Between(0, 2**32 - 1)] = 0
 
     @property
     @abstractmethod
