@@ -107,8 +107,8 @@ def show_arms(console: Console, study: Study, name: str, runs: Path) -> None:
     many, seeds = len(arms), len(study.seeds)
     design = f"{many} arm{'s' * (many > 1)} x {seeds} seed{'s' * (seeds > 1)}"
     console.print(f"\n{design}; {study.metric}, {study.direction}imised; widths matched by: {study.match}")
-    for note in study_notes(study):
-        console.print(note, style="yellow", soft_wrap=True)
+    for sentence in study_notes(study):
+        console.print(sentence, style="yellow", soft_wrap=True)
     if study.tuned is not None:
         console.print(described(study.tuned), soft_wrap=True)
     elif study.tuning is not None:

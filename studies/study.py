@@ -81,8 +81,6 @@ class Study(Config):
         super().__post_init__()
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"Study.seeds must be different numbers, at least one, not {list(self.seeds)}")
-        object.__setattr__(self, "question", " ".join(self.question.split()))  # reports put it on one line
-        _refuse_unprintable("question", self.question)
         self._refuse_factors()
         for name in self.panels:
             _refuse_label("panel", name)
@@ -201,9 +199,5 @@ def _refuse_label(what: str, label: str) -> None:
         raise ValueError(f"Study.{what}s has the empty name {label!r}: tables and figures show it, so name the {what}")
     if len(label) > LONGEST_LABEL:
         raise ValueError(f"Study.{what}s has a name of {len(label)} characters; the most is {LONGEST_LABEL}")
-    _refuse_unprintable(f"{what}s", label)
-
-
-def _refuse_unprintable(what: str, text: str) -> None:
-    if odd := [letter for letter in text if category(letter) in UNPRINTABLE]:
-        raise ValueError(f"Study.{what}: {text!r} contains the unprintable character {odd[0]!r}; remove it")
+    if odd := [letter for letter in label if category(letter) in UNPRINTABLE]:
+        raise ValueError(f"Study.{what}s has the name {label!r} with the unprintable character {odd[0]!r}; remove it")
