@@ -64,7 +64,7 @@ class Outcome:
 def parts(facts: dict[str, Any], quick: bool, folder: Path) -> list[Part]:
     """What is run, in order. `quick` is small enough for a test of the check itself."""
     test = ["-m", "pytest", "-v", "--tb=short", "-rfE", "--durations=5", "-p", "no:cacheprovider"]
-    side_by_side = ["-n", str(min(12, os.cpu_count() or 4))] if facts["gpu"] and facts.get("xdist") else []
+    side_by_side = ["-n", str(min(12, len(os.sched_getaffinity(0))))] if facts["gpu"] and facts.get("xdist") else []
     test += ["--continue-on-collection-errors", *side_by_side]
     no_gpu_needed = ["-k", "not compiled_for"] if facts["gpu"] else []  # done wherever Triton is
     own, kernels = ["tests/test_step.py", "tests/test_gpu.py"], sorted((ROOT / "tests").glob("test_kernel_*.py"))
@@ -114,11 +114,12 @@ def compile_operators() -> None:
     import torch
 
     from studies.operators import CASES
+    from studies.provenance import cores
 
     if not torch.cuda.is_available():
         print("nothing is compiled without a GPU")
         return
-    with ProcessPoolExecutor(min(len(CASES), os.cpu_count() or 1), mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(min(len(CASES), cores()), mp_context=get_context("spawn")) as pool:
         for case, seconds in zip(CASES, pool.map(_compiled, CASES), strict=True):
             print(f"{case}: {seconds:.0f} s", flush=True)
 

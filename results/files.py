@@ -6,7 +6,6 @@ A file is written beside its place and renamed onto it: a reader sees the old on
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import os
 import tempfile
@@ -67,18 +66,6 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
     except BaseException:
         Path(beside).unlink(missing_ok=True)
         raise
-
-
-def is_held(lock: Path) -> bool:
-    """Whether a process holds this lock, as it does while it trains; the system frees the lock of one that died."""
-    try:
-        with lock.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except BlockingIOError:
-        return True
-    return False
 
 
 def made_folder(folder: Path) -> Path:

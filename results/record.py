@@ -33,7 +33,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from results.files import CorruptFile, is_held, read_json, write_json
+from results.files import CorruptFile, read_json, write_json
+from results.locks import is_held
 
 SCHEMA = 1
 Status = Literal["done", "diverged", "failed", "pruned", "cancelled", "lost"]

@@ -100,7 +100,7 @@ def run(
         from studies.slurm import launch
 
         asked = launch(study, path.stem, declared_by(path), read_cluster(slurm), place, slots, retry, dry_run)
-        for line in plan_lines(asked, path.stem):
+        for line in plan_lines(asked):
             console.print(line, soft_wrap=True)
         say_notes(asked.notes, "")
         after = "nothing was submitted" if dry_run else f"`python -m studies status {name}` shows how far it is"

@@ -7,12 +7,11 @@ refused by the model, or skipped because one pass would take too long.
 
 from __future__ import annotations
 
-import fcntl
 import math
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -21,10 +20,11 @@ from typing import Any, Literal
 
 import torch
 
+from results.locks import locked
 from results.record import CostRecord, write_cost
 from studies.executors import devices
 from studies.isolated import Isolated, Metered
-from studies.provenance import provenance
+from studies.provenance import cores, provenance
 from studies.roofline import Ceilings, ceilings
 from studies.subjects import DTYPES, PASSES, Pass, Subject
 from studies.timing import Timing, Unmeasured, interleaved
@@ -53,10 +53,9 @@ def settings(device: str, threads: int | None, compile: bool | None, seconds: fl
     """
     device = devices(device)[0]
     gpu = device != "cpu"
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return Settings(
         device=device,
-        threads=threads or cores,
+        threads=threads or cores(),
         dtype="bfloat16" if gpu else "float32",
         modes=(False, True) if (gpu if compile is None else compile) else (False,),
         seconds=seconds,
@@ -84,14 +83,11 @@ class Interrupted(KeyboardInterrupt):
 @contextmanager
 def exclusive(path: Path = LOCK) -> Iterator[None]:
     """Hold this machine's bench lock. Raises ValueError if another bench does: two would spoil each other's times."""
-    try:
-        file = path.open("rb")  # another user's file may be read, not written
-    except FileNotFoundError:
+    if not path.exists():
         path.touch()
-        file = path.open("rb")
-    with file:
+    with ExitStack() as held:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            held.enter_context(locked(path, seconds=0, mode="r"))  # another user's file may be read, not written
         except BlockingIOError:
             raise ValueError(
                 f"another bench is measuring on this machine (it holds {path}); wait until it has ended: "

@@ -1,13 +1,10 @@
-"""What a run leaves on disk while it runs: its lock, its attempts, its checkpoint and its curve."""
+"""What a run leaves on disk while it runs: its attempts, its checkpoint and its curve."""
 
 from __future__ import annotations
 
 import csv
-import fcntl
 import hashlib
 import io
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
@@ -31,14 +28,6 @@ class State:
     best_step: int = 0
     best_metrics: dict[str, float] = field(default_factory=dict)
     curve: list[dict[str, float]] = field(default_factory=list)
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Wait until nobody else holds `path`; the system lets go of it when its holder dies, however it dies."""
-    with path.open("ab") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def former(path: Path) -> Path:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import os
 import platform
-import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 from results.files import CorruptFile, made_folder
+from results.locks import locked
 from results.record import (
     Manifest,
     RunRecord,
@@ -262,32 +261,21 @@ def declare(study: Study, name: str, source: str, runs: Path, cells: list[Cell])
 @contextmanager
 def sole_driver(folder: Path, name: str, patience: float = 0.0) -> Iterator[None]:
     """Hold the study's lock. Raises ValueError if someone else does, for more than `patience` seconds."""
-    with (made_folder(folder) / "driver.lock").open("a+", encoding="utf-8") as file:
+    path = made_folder(folder) / "driver.lock"
+    with ExitStack() as held:
         try:
-            _lock(file, patience + GLANCE_SECONDS)
+            file = held.enter_context(locked(path, patience + GLANCE_SECONDS))
         except BlockingIOError:
-            file.seek(0)
             manifest = None
             with suppress(CorruptFile):
                 manifest = read_manifest(folder.parent.parent, name)
             called = "NAME" if manifest is None else manifest.called  # a search alone has none
+            who = path.read_text(encoding="utf-8").strip() or "someone else"
             raise ValueError(
-                f"study {name} is being driven by {file.read().strip() or 'someone else'} already; "
+                f"study {name} is being driven by {who} already; "
                 f"`python -m studies status {called}` shows how far it is"
             ) from None
         file.truncate(0)
         file.write(f"process {os.getpid()} on {platform.node()}\n")
         file.flush()
         yield
-
-
-def _lock(file: IO[str], patience: float) -> None:
-    until = time.monotonic() + patience
-    while True:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-        except BlockingIOError:
-            if time.monotonic() > until:
-                raise
-        time.sleep(0.1)

@@ -25,6 +25,7 @@ import torch
 
 from results.files import write_json
 from results.record import run_folder
+from studies.provenance import cores
 from studies.spec import RunSpec, canonical, from_plain
 from studies.train import NO_ROOM, Place, Progress, Stopped, train
 
@@ -277,5 +278,5 @@ def places(runs: Path, data: Path, device: str, slots: int | None, threads: int,
     Raises ValueError where there is no such device.
     """
     names = devices(device)
-    count = slots or (max(1, (os.cpu_count() or 1) // threads) if names == ["cpu"] else len(names))
+    count = slots or (max(1, cores() // threads) if names == ["cpu"] else len(names))
     return [Place(runs, data, names[i % len(names)], threads, compile) for i in range(count)]

@@ -7,7 +7,8 @@ What became of a run, its record says; SLURM is only asked which jobs are alive.
 
 from __future__ import annotations
 
-import getpass
+import os
+import pwd
 import re
 import shutil
 import subprocess
@@ -97,9 +98,11 @@ def all_arrays(runs: Path, name: str = "*") -> list[tuple[str, Array]]:
 def in_queue(name: str) -> Queue:
     """The jobs of a study that SLURM holds, pending or running, by their array's key and their place in it."""
     fields = ("%j", "%F", "%K", "%T", "%r", "%N", "%L")
-    said = ask("squeue", "--noheader", "--array", "--all", "--user", getpass.getuser(), "--format", "|".join(fields))
+    said = ask(*squeue(), "--format", "|".join(fields))
     jobs = {}
     for line in said.splitlines():
+        if line.count("|") < len(fields) - 1:  # "CLUSTER: name", where SLURM_CLUSTERS chooses one
+            continue
         title, job_id, index, state, reason, node, left = line.rsplit("|", len(fields) - 1)
         study, _, key = title.rpartition(".")
         if study == name:
@@ -108,14 +111,24 @@ def in_queue(name: str) -> Queue:
     return jobs
 
 
+def squeue() -> list[str]:
+    """The command that lists this user's jobs, or everybody's for a user id without a name, which squeue refuses."""
+    command, user = ["squeue", "--noheader", "--array", "--all"], os.getuid()
+    try:
+        pwd.getpwuid(user)
+    except KeyError:
+        return command
+    return [*command, "--user", str(user)]
+
+
 def restarted() -> dict[str, int]:
     """How often SLURM has begun each of this user's queued jobs again, by the job's id (12, 12_3)."""
     fields = "ArrayJobID:20,ArrayTaskID:20,RestartCnt:20"
     try:
-        said = ask("squeue", "--noheader", "--array", "--all", "--user", getpass.getuser(), "--Format", fields)
+        said = ask(*squeue(), "--Format", fields)
     except ValueError:  # a SLURM that cannot tell
         return {}
-    rows = (line.split() for line in said.splitlines())
+    rows = (line.split() for line in said.splitlines() if not line.startswith("CLUSTER:"))
     return {f"{job}_{i}" if i.isdecimal() else job: int(count) for job, i, count in rows}
 
 
@@ -217,9 +230,11 @@ def need(command: str) -> None:
 def ask(*command: str) -> str:
     """What a command of SLURM's prints. Raises ValueError if there is none, or if it fails."""
     need(command[0])
+    # without the user's defaults of what is listed, and of whether scancel asks
+    kept = {n: v for n, v in os.environ.items() if not n.startswith(("SQUEUE_", "SACCT_", "SCANCEL_"))}
     try:
         return subprocess.run(
-            command, capture_output=True, encoding="utf-8", errors="replace", check=True, timeout=60
+            command, capture_output=True, encoding="utf-8", errors="replace", check=True, timeout=60, env=kept
         ).stdout
     except subprocess.TimeoutExpired:
         raise ValueError(f"SLURM does not answer: {command[0]} took more than 60 s") from None

@@ -7,6 +7,7 @@ from their checkpoints. A run whose process dies is tried again; the others do n
 from __future__ import annotations
 
 import importlib
+import os
 import platform
 import time
 from collections import Counter, deque
@@ -21,7 +22,7 @@ import torch
 from results.files import CorruptFile
 from results.record import RunRecord, read_record, write_record
 from studies.executors import Ended, Executor, Local, places
-from studies.provenance import device_name
+from studies.provenance import cores, device_name
 from studies.spec import RunSpec, canonical
 from studies.train import Place
 
@@ -43,6 +44,9 @@ def pool(
     with ProcessPoolExecutor(1, mp_context=get_context("fork")) as apart:
         found, names = apart.submit(_seen, runs, data, device, slots, threads, compile).result()
     say(f"{len(found)} slot{'s'[: len(found) > 1]} on {', '.join(names)}")
+    asked = int(os.environ.get("SLURM_CPUS_PER_TASK", 0))
+    if cores() < asked:
+        say(f"the job asked for {asked} CPUs, but its slots share {cores()}: SLURM has bound its step to so many")
     return Local(found, "fork", patience=2.0)
 
 

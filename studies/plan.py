@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shlex
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
@@ -43,6 +42,7 @@ class Plan:
     known: dict[str, float] = field(default_factory=dict)  # run id -> seconds, of arms with finished runs
     modelled: dict[str, float] = field(default_factory=dict)  # the same of others, by their multiply-adds
     devices: list[str] = field(default_factory=list)  # on which those were measured
+    sbatch: list[str] = field(default_factory=list)  # what a submission gives to sbatch
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -134,7 +134,7 @@ def modelled(specs: Sequence[RunSpec], records: Sequence[RunRecord]) -> dict[str
     return seconds
 
 
-def plan_lines(asked: Plan, name: str) -> list[str]:
+def plan_lines(asked: Plan) -> list[str]:
     """The plan, a line each, for a person."""
     shared = f" ({asked.shared} of them shared by several arms)" if asked.shared else ""
     counts = [f"{asked.done} done", f"{asked.failed} failed", f"{asked.queued} queued or running"]
@@ -148,13 +148,7 @@ def plan_lines(asked: Plan, name: str) -> list[str]:
         f"{len(asked.jobs)} job{'s'[: len(asked.jobs) > 1]} of {packed} in {asked.slots} slot{'s'[: asked.slots > 1]}; "
         f"{len(asked.arrays)} array{'s'[: len(asked.arrays) > 1]} ({limit})"
     )
-    lines.append("sbatch: " + shown(asked.cluster.parameters(name) | asked.cluster.sbatch))
-    lines.append(estimate(asked))
-    return lines
-
-
-def shown(parameters: dict[str, Any]) -> str:
-    return " ".join(f"{name}={shlex.quote(str(value))}" for name, value in parameters.items())
+    return [*lines, *asked.sbatch, estimate(asked)]
 
 
 def estimate(asked: Plan) -> str:

@@ -23,11 +23,19 @@ def provenance(device: torch.device, threads: int) -> dict[str, Any]:
         "node": platform.node(),
         "device": device_name(device),
         "threads": threads,
+        "cores": cores(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         **commit(),
         **slurm_job(),
     }
+
+
+def cores() -> int:
+    """How many CPU cores this process may use: by its affinity and by the CPU quota of its container."""
+    from joblib import cpu_count  # slow to import
+
+    return cpu_count()
 
 
 def slurm_job() -> dict[str, Any]:

@@ -10,7 +10,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from results.files import is_held
+from results.locks import is_held
 from results.record import read_record, read_tuning, study_folder, unfinished
 from results.text import styled
 from studies.jobs import arrays, in_queue, log_of, restarted, stuck_lines

@@ -1,4 +1,4 @@
-"""How do runs get onto a SLURM cluster, and what does a job of theirs do there? The only file that knows submitit."""
+"""How do runs get onto a SLURM cluster, and what does a job of theirs do there? Submission is by submitit."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from studies.executors import ASKING
 from studies.jobs import Array, Queue, arrays, complaint, in_queue, max_array_size, queued_runs, stuck_lines
 from studies.packed import LOSSES, FixedSupply, Supply, pack, pool
 from studies.plan import Plan, plan
+from studies.sbatch import refuse_site, sbatch_environment, sbatch_lines, sbatch_options, submit_parameters
 from studies.snapshot import snapshot
 from studies.spec import canonical, from_plain
 from studies.study import Study
@@ -138,6 +139,7 @@ def launch(
     def planned(queue: Queue, largest: int | None) -> Plan:
         found = plan(runs, cells, cluster, place.threads, slots, retry, queued_runs(runs, name, queue), largest)
         if found.jobs:
+            found.sbatch = sbatch_lines(cluster, study_folder(at.runs, name), len(found.arrays[0]))
             found.notes += cluster.misfits(at.device, place.threads, slots)
         found.notes += stuck_lines(queue.values(), "run")
         return found
@@ -165,6 +167,7 @@ def launch(
 def placed(place: Place, cluster: Cluster) -> Place:
     """The place as a job is told of it. Raises ValueError where a run does not fit into a job."""
     cluster.refuse(place.threads)
+    refuse_site(place.runs.resolve(), cluster)
     device = cluster.device_for(place.device)
     return replace(place, runs=place.runs.resolve(), data=place.data.resolve(), device=device)
 
@@ -174,22 +177,26 @@ def submit(jobs: Sequence[Callable[[], Any]], array: Array, folder: Path, cluste
 
     Raises ValueError if SLURM refuses.
     """
-    parameters = cluster.parameters(f"{folder.name}.{array.key}")
-    array.parameters = parameters | cluster.sbatch
     home = folder / "slurm" / array.key
+    parameters = submit_parameters(cluster, f"{folder.name}.{array.key}")
+    array.parameters = cluster.parameters(f"{folder.name}.{array.key}") | cluster.sbatch
     write_json(home / "array.json", asdict(array))
     executor = submitit.SlurmExecutor(home, max_num_timeout=cluster.requeues)
-    # what the job imports is the copy: not this folder, where a job would begin, nor what is installed
-    setup = [*cluster.setup, f"cd {_quoted(array.code)} || exit 1", f"export PYTHONPATH={_quoted(array.code)}"]
+    setup = [
+        *cluster.setup,
+        "export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK",  # since SLURM 22.05 srun does not take the job's CPUs itself
+        # the job imports the copy of the code, not the folder where it starts, nor an installed package
+        f"cd {_quoted(array.code)} || exit 1",
+        f"export PYTHONPATH={_quoted(array.code)}",
+    ]
     again = AGAIN.format(times=cluster.requeues, home=_quoted(str(home)), quick=QUICK_SECONDS, deaths=QUICK_DEATHS)
-    extra = {"requeue": True, **cluster.sbatch}
-    executor.update_parameters(**parameters, setup=setup, teardown=again.splitlines(), additional_parameters=extra)
+    executor.update_parameters(**parameters, setup=setup, teardown=again.splitlines())
     shielded = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # sbatch too: it ends what it has begun
-    config = {name: os.environ[name] for name in ("SLURM_CONF",) if name in os.environ}
+    environment = sbatch_environment(sbatch_options(parameters, home, len(jobs)))
     try:
         # what sbatch complains of is printed by submitit and raised as well: told once
         with submitit.helpers.clean_env(), redirect_stderr(io.StringIO()):
-            os.environ.update(config)  # which SLURM it is, is no trace of another job
+            os.environ.update(environment)
             with executor.batch():
                 submitted = [executor.submit(job) for job in jobs]
     except (RuntimeError, OSError) as error:

@@ -23,6 +23,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from results.files import read_json, write_atomically, write_json
+from results.locks import locked
 from results.record import RunRecord, read_record, run_folder, write_record
 from studies import checkpoint
 from studies.augment import crop_and_flip
@@ -88,7 +89,7 @@ def train(
     """
     folder = run_folder(place.runs, spec.run_id)
     folder.mkdir(parents=True, exist_ok=True)
-    with checkpoint.locked(folder / "lock"):
+    with locked(folder / "lock"):
         former = read_record(place.runs, spec.run_id)
         if former is not None and former.status == "done":
             return former

@@ -36,7 +36,8 @@ from studies.jobs import (
 )
 from studies.offers import Offers, Taker
 from studies.packed import Supply
-from studies.plan import shown, split
+from studies.plan import split
+from studies.sbatch import sbatch_lines
 from studies.slurm import Job, Stoppable, placed, submit
 from studies.snapshot import snapshot
 from studies.spec import RunSpec
@@ -252,7 +253,7 @@ def foreseen(study: Study, name: str, cluster: Cluster, place: Place, slots: int
     return [
         f"{wanted} trials x {seeds} seed{'s'[: seeds > 1]}: {over} over, {wanted - over} to go",
         f"at most {most} runs at a time in {jobs} job{'s'[: jobs > 1]} of {slots} slot{'s'[: slots > 1]}",
-        "sbatch: " + shown(cluster.parameters(name) | cluster.sbatch),
+        *sbatch_lines(cluster, study_folder(place.runs.resolve(), name), min(jobs, cluster.parallel)),
         *misfits,
     ]
 

@@ -606,7 +606,7 @@ def test_a_device_that_is_not_there_is_refused(device: str, tmp_path: Path) -> N
 def test_there_are_as_many_slots_as_asked_or_as_the_threads_leave_room_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(executors.os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(executors, "cores", lambda: 8)
     counts = [len(places(tmp_path, tmp_path, "cpu", slots, threads, False)) for slots, threads in
               ((None, 1), (None, 3), (None, 16), (3, 4))]  # fmt: skip
     assert counts == [8, 2, 1, 3]

@@ -23,7 +23,7 @@ TESTS = sorted(path.relative_to(ROOT) for path in (ROOT / "tests").rglob("*.py")
 MAY_IMPORT = {
     "ldn": ("ldn",),
     "baselines": ("baselines", "ldn"),
-    "studies": ("studies", "baselines", "ldn", "results.record", "results.files", "results.text"),
+    "studies": ("studies", "baselines", "ldn", "results.record", "results.files", "results.locks", "results.text"),
     "results": ("results",),
     "benchmarks": ("benchmarks", *ROOMS, "tests.slurm.machine"),  # no room: it times all of them, one on a real SLURM
 }
@@ -34,7 +34,7 @@ OWNERS = {
     "triton": ("ldn/kernels", "benchmarks/instructions.py"),
     "fvcore": ("studies/meter.py",),
     "optuna": ("studies/journal.py", "studies/queue.py", "studies/search.py", "results/importance.py"),
-    "submitit": ("studies/slurm.py",),
+    "submitit": ("studies/slurm.py", "studies/sbatch.py"),
     "seaborn": ("results/figures",),
     "matplotlib": ("results/figures", "results/section.py", "results/page.py"),
 }

@@ -22,7 +22,7 @@ from results.record import RunRecord, read_record, run_folder, study_folder, wri
 from studies import packed, snapshot
 from studies.cluster import Cluster, read_cluster
 from studies.executors import Ended, Executor
-from studies.jobs import Array, arrays
+from studies.jobs import Array, arrays, squeue
 from studies.meter import measure
 from studies.packed import FixedSupply, pack
 from studies.plan import modelled, plan, plan_lines, split
@@ -146,13 +146,12 @@ def test_a_plan_takes_what_is_neither_done_nor_queued(tmp_path: Path) -> None:
     assert (found.distinct, found.done, found.failed, found.queued, found.slots) == (6, 2, 0, 1, 4)
     assert [spec.run_id for spec in found.runs] == [i for i in ids(STUDY) if i not in [*ran, queued]]
     assert [[len(job) for job in array] for array in found.arrays] == [[1], [2]]
-    lines = plan_lines(found, "s")
+    lines = plan_lines(found)
     assert lines[0] == "6 runs: 2 done, 0 failed, 1 queued or running, 3 to submit"
     assert lines[1] == "2 jobs of 1 to 2 runs in 4 slots; 2 arrays (MaxArraySize 1)"
-    assert "cpus_per_task=4" in lines[2] and "time=240" in lines[2]
     # of one of these three an arm was measured, and by its multiply-adds the others are told
-    assert re.match(r"hours: [\d.e-]+ of training, [\d.e-]+ of jobs; 1 run by finished ones .* on cpu \(", lines[3])
-    assert lines[3].endswith("; 2 by budgets in seconds, or by multiply-adds beside those of finished runs")
+    assert re.match(r"hours: [\d.e-]+ of training, [\d.e-]+ of jobs; 1 run by finished ones .* on cpu \(", lines[2])
+    assert lines[2].endswith("; 2 by budgets in seconds, or by multiply-adds beside those of finished runs")
     assert found.known.keys() | found.modelled.keys() == {spec.run_id for spec in found.runs}
     assert all(seconds > 0 for seconds in found.modelled.values())
 
@@ -169,14 +168,14 @@ def test_hours_are_modelled_whatever_the_batch(batch: int) -> None:
 
 def test_what_was_never_measured_has_unknown_hours(tmp_path: Path) -> None:
     found = plan(tmp_path / "runs", STUDY.cells(), Cluster(), 1)
-    assert plan_lines(found, "s")[-1] == "hours: unknown, no run of this study was measured yet"
-    assert "MaxArraySize unknown" in plan_lines(found, "s")[1] and len(found.arrays) == 1
+    assert plan_lines(found)[-1] == "hours: unknown, no run of this study was measured yet"
+    assert "MaxArraySize unknown" in plan_lines(found)[1] and len(found.arrays) == 1
 
 
 def test_a_run_that_two_arms_share_counts_once(tmp_path: Path) -> None:
     same = study(arms={"ldn": LINEAR, "again": LINEAR}, factors={})
     found = plan(tmp_path / "runs", same.cells(), Cluster(), 1)
-    assert plan_lines(found, "s")[0] == (
+    assert plan_lines(found)[0] == (
         "2 runs (2 of them shared by several arms): 0 done, 0 failed, 0 queued or running, 2 to submit"
     )
     spec, other = {cell.seed: cell.spec for cell in same.cells()}.values()
@@ -343,7 +342,7 @@ def submitted(folder: Path, cluster: Cluster = PACKED, **options: Any) -> list[A
     return arrays(folder / "runs", "s")
 
 
-def start(site: Path, array: Array, index: int) -> subprocess.Popen[str]:
+def start(site: Path, array: Array, index: int, **more: str) -> subprocess.Popen[str]:
     """The job as SLURM would start it, from its script."""
     alone = len(array.jobs) == 1
     environment = {"SLURM_JOB_ID": array.job_id if alone else str(100 + index), "SLURM_PROCID": "0"}
@@ -351,7 +350,12 @@ def start(site: Path, array: Array, index: int) -> subprocess.Popen[str]:
         environment |= {"SLURM_ARRAY_JOB_ID": array.job_id, "SLURM_ARRAY_TASK_ID": str(index)}
     command = ["bash", str(site / f"script-{array.job_id}.sh")]
     return subprocess.Popen(
-        command, cwd=site, env=os.environ | environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command,
+        cwd=site,
+        env=os.environ | environment | more,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
 
 
@@ -532,3 +536,81 @@ def test_a_thousand_runs_take_little_room(site: Path, tmp_path: Path) -> None:
     blocks = sum(path.stat().st_blocks * 512 for path in (tmp_path / "runs").rglob("*"))
     assert blocks < 50e6 and not list((tmp_path / "runs" / "code").glob("*/*/measured/*.csv"))
     assert len(list((study_folder(tmp_path / "runs", "s") / "slurm").rglob("*_submitted.pkl"))) == 1000
+
+
+# the environment of a site
+
+
+@pytest.fixture
+def seen(site: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where sbatch writes which of SLURM's variables it sees."""
+    body = f'env | grep -E "^S(LURM|BATCH|RUN)_" > "$FAKE/seen" || true\n{COMMANDS["sbatch"]}'
+    (site / "sbatch").write_text(f"#!/bin/bash\n{body}\n")
+    for name in [name for name in os.environ if name.startswith(("SLURM", "SBATCH", "SRUN"))]:
+        monkeypatch.delenv(name)
+    return site / "seen"
+
+
+SITE = {"SBATCH_ACCOUNT": "proj", "SBATCH_MEM_PER_CPU": "2G", "SLURM_CLUSTERS": "big", "SLURM_CONF": "/etc/slurm.conf"}
+OVERRULED = {"SBATCH_TIMELIMIT": "1", "SBATCH_PARTITION": "short", "SBATCH_ARRAY_INX": "0-9", "SBATCH_WAIT": "1"}
+OF_A_JOB = {"SLURM_JOB_ID": "7", "SLURM_CPUS_PER_TASK": "64", "SRUN_CPUS_PER_TASK": "64", "SBATCH_CPU_BIND": "none"}
+
+
+@pytest.mark.parametrize("in_job", [False, True])
+def test_the_site_s_defaults_reach_sbatch_unless_slurm_toml_or_a_surrounding_job_sets_them(
+    in_job: bool, seen: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (SITE | OVERRULED | (OF_A_JOB if in_job else {"SLURM_HINT": "nomultithread"})).items():
+        monkeypatch.setenv(name, value)
+    cluster = Cluster(partition="gpu", runs_per_job=8)
+    dry = launch(STUDY, "s", "s.py", cluster, Place(tmp_path / "runs", tmp_path / "data"), dry=True)
+    (array,) = submitted(tmp_path, cluster)
+    expected = SITE | ({} if in_job else {"SLURM_HINT": "nomultithread"})
+    assert dict(line.split("=", 1) for line in seen.read_text().splitlines()) == expected
+    options, environment = dry.sbatch
+    assert environment == "environment: " + " ".join(f"{name}={value}" for name, value in sorted(expected.items()))
+    script = (seen.parent / f"script-{array.job_id}.sh").read_text()
+    given = [line.removeprefix("#SBATCH ") for line in script.splitlines() if line.startswith("#SBATCH ")]
+    assert options.replace("KEY", array.key) == "sbatch: " + " ".join(given)  # all of it, and nothing else
+    assert "wckey" not in options and "--signal=USR2@90" in options
+
+
+@pytest.mark.parametrize(
+    ("environment", "asked", "runs", "message"),
+    [
+        ({"SBATCH_CLUSTERS": "big"}, {}, "runs", "set SLURM_CLUSTERS to its name instead"),
+        ({}, {"sbatch": {"clusters": "big"}}, "runs", "set SLURM_CLUSTERS to its name instead"),
+        ({"SLURM_CLUSTERS": "big,small"}, {}, "runs", "^SLURM_CLUSTERS is 'big,small': set it to one cluster"),
+        ({}, {}, "100%j", "choose another --runs than .*100%j$"),
+        ({}, {}, "a\\b", "choose another --runs than"),
+    ],
+)
+@pytest.mark.parametrize("dry", [False, True])
+def test_where_jobs_or_their_logs_would_be_lost_it_is_refused(
+    environment: dict[str, str], asked: dict[str, Any], runs: str, message: str, dry: bool,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match=message):
+        launch(STUDY, "s", "s.py", Cluster(**asked), Place(tmp_path / runs, tmp_path / "data", "cpu"), dry=dry)
+    assert not (tmp_path / runs).exists()
+
+
+def test_a_step_of_fewer_cores_than_its_job_asked_for_says_so_in_any_folder(site: Path, tmp_path: Path) -> None:
+    folder = tmp_path / 'it\'s a "place" $HOME'
+    asked = study(factors={})
+    (array,) = submitted(folder, Cluster(runs_per_job=8, cpus=2), asked=asked)
+    srun = COMMANDS["srun"].replace("exec", f"exec taskset -c {min(os.sched_getaffinity(0))}")
+    (site / "srun").write_text(f"#!/bin/bash\n{srun}\n")
+    said, _ = start(site, array, 0, SLURM_CPUS_PER_TASK="2").communicate(timeout=120)
+    assert "the job asked for 2 CPUs, but its slots share 1" in said
+    for run_id in ids(asked):
+        record = read_record(folder / "runs", run_id)
+        assert record is not None and record.status == "done" and record.attempts[0]["cores"] == 1
+
+
+def test_without_a_user_name_the_queue_is_asked_for_all_users(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert squeue()[-2:] == ["--user", str(os.getuid())]
+    monkeypatch.setattr(os, "getuid", lambda: 2**31 - 7)
+    assert "--user" not in squeue()
