@@ -84,6 +84,10 @@ def _load(path: Path, network: nn.Module, optimiser: torch.optim.Optimizer, devi
 
 
 def write_curve(path: Path, curve: list[dict[str, float]]) -> None:
+    """Write one row an evaluation; of no evaluations there is no file."""
+    if not curve:
+        path.unlink(missing_ok=True)
+        return
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=list(curve[0]))
     writer.writeheader()

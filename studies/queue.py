@@ -14,7 +14,7 @@ from typing import Any
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from results.record import RunRecord
-from studies.journal import Journal
+from studies.journal import Direction, Journal
 from studies.study import Cell
 
 FINISHED = {TrialState.COMPLETE, TrialState.PRUNED}
@@ -27,7 +27,8 @@ class Queue:
         # what is chosen by may only be validation: test is reported, never optimised
         self.split, _, self.metric = metric.replace("test.", "valid.").partition(".")
         self.journal = Journal(folder / "journal.log")
-        self.study = self.journal.study(study, ["maximize" if direction == "max" else "minimize"])
+        directions: list[Direction] = ["maximize" if direction == "max" else "minimize"]
+        self.study = self.journal.study(study) or self.journal.new_study(study, directions)
         self.left: deque[Cell] = deque()
         self.over: dict[str, RunRecord] = {}  # by run id: two cells may share one
 
@@ -57,8 +58,9 @@ class Queue:
             return None
         cell = self.left.popleft()
         # no parameters: an arm may be added later, and Optuna's categories cannot grow
-        self.study.enqueue_trial({}, user_attrs=_attributes(cell))
-        return self.study.ask().number, cell
+        with self.journal.transaction():
+            self.study.enqueue_trial({}, user_attrs=_attributes(cell))
+            return self.study.ask().number, cell
 
     def known(self, cell: Cell) -> RunRecord | None:
         """The record of a run that has ended since this queue was filled."""

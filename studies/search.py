@@ -3,6 +3,15 @@
 The records of the trials' runs are the truth. A trial that the journal has as running is one whose runs are looked
 up first and run only where they have no record; so a driver may be killed at any moment, and the next one goes on.
 `trials.json`, brought up to date every few seconds, lists all trials: from it a lost journal is rebuilt.
+
+A search whose runs follow one another in the driver's process (`--on inline`) is deterministic: killed at any moment
+and started again, it ends in the same trials (numbers, values, runs, metrics, winners) as one that was not disturbed.
+So does one in a pool of one slot, if nothing is pruned: a driver sees the evaluations of another process only now and
+then. With several slots, it depends on time which trials have ended when values are drawn. Then no trial is lost or
+repeated, and the values of a trial depend on its number and on the trials that the journal holds when it begins.
+
+For this, samplers are seeded by the trial's number, a trial begins and ends in one transaction of the journal, and all
+that a draw depends on can be restored exactly from records and curves.
 """
 
 from __future__ import annotations
@@ -20,7 +29,7 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner
 from optuna.samplers import TPESampler
-from optuna.trial import TrialState, create_trial
+from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from results.record import (
     RunRecord,
@@ -33,11 +42,11 @@ from results.record import (
     write_tuning,
 )
 from studies.checkpoint import read_curve
-from studies.journal import Direction, Journal, quiet
+from studies.journal import Direction, Journal, JournalMismatch, quiet
 from studies.provenance import commit
 from studies.spec import field_value, with_fields
 from studies.study import Arm, Cell, Study
-from studies.tuning import Tuning, base_of, is_range, maximised, measured, outcome, plain_space, searched
+from studies.tuning import Tuning, base_of, in_domain, is_range, maximised, measured, outcome, plain_space, searched
 
 LOSSES = 3  # times that a run whose process died is tried again
 WRITE_SECONDS = 2.0  # at least, between two writings of trials.json, which of thousands of trials is long
@@ -110,44 +119,78 @@ class ArmSearch:
             "base": base_of(arm.spec, tuning.space), "space": plain_space(self.space),
             "seeds": list(tuning.seeds), "objectives": list(tuning.objectives),
         }  # fmt: skip
-        self.anew = False  # what is asked has changed, so that former trials say nothing any more
-        for study_name in [s.study_name for s in journal.storage.get_all_studies()]:
-            if study_name == f"{name}: {self.label}":
-                former = optuna.load_study(study_name=study_name, storage=journal.storage)
-                self.anew = former.user_attrs.get("asked for") != self.asked_for
-                if self.anew:
-                    optuna.delete_study(study_name=study_name, storage=journal.storage)
-        pruner = _pruner(tuning, arm.spec.budget.evaluations)
-        self.study = journal.study(f"{name}: {self.label}", directions, pruner=pruner)
-        if self.study.user_attrs.get("asked for") != self.asked_for:
-            with quiet():
+        self.journal = journal
+        title, pruner = f"{name}: {self.label}", _pruner(tuning, arm.spec.budget.evaluations)
+        former = journal.study(title, pruner=pruner)
+        # what is asked has changed, so that former trials say nothing any more
+        self.anew = former is not None and former.user_attrs.get("asked for") != self.asked_for
+        if former is not None and not self.anew:
+            self.study = former
+        else:
+            with quiet(), journal.transaction():
+                if former is not None:
+                    optuna.delete_study(study_name=title, storage=journal.storage)
+                self.study = journal.new_study(title, directions, pruner=pruner)
                 self.study.set_metric_names(list(tuning.objectives))
-            self.study.set_user_attr("asked for", self.asked_for)
+                self.study.set_user_attr("asked for", self.asked_for)
+        if isinstance(pruner, HyperbandPruner):  # which makes its brackets, by which values are drawn, when first asked
+            pruner.prune(self.study, create_trial(state=TrialState.RUNNING))
 
     def restore(self, listed: Sequence[dict[str, Any]], runs: Path) -> list[Trial]:
-        """Take up what journal and list hold; the trials that are still open."""
+        """Take up what journal and list hold; the trials that are still open.
+
+        Raises JournalMismatch where the journal contradicts the records.
+        """
         if not self.study.get_trials(deepcopy=False):
-            for plain in listed:  # the journal was lost; what became of each trial, the records say
-                lost = create_trial(state=TrialState.RUNNING, params=plain["values"], distributions=self.distributions)
-                self.study.add_trial(lost)
-            declared = {path: field_value(self.arm.spec, path) for path in self.space}
-            if not listed and all(_inside(declared[path], domain) for path, domain in self.space.items()):
-                self.study.enqueue_trial(declared)  # the first trial is the arm as it is declared
+            self._begin(listed)
         for frozen in self.study.get_trials(deepcopy=False):
             if "again" in frozen.user_attrs:
                 self.replaced.add(frozen.user_attrs["again"])
             if frozen.state == TrialState.WAITING:
                 continue
+            self.study.sampler = self._sampler(frozen.number)  # a trial of an older version may lack values
             trial = self._take(optuna.Trial(self.study, frozen._trial_id))
-            if frozen.state.is_finished():
-                del self.handles[trial.number]
-                trial.records = {i: r for i in trial.run_ids if (r := read_record(runs, i)) is not None}
-                trial.settle()
-                trial.status = trial.status or "lost"  # its records are gone
-                if not trial.run_ids:
-                    trial.status = "failed"
             trial.reported = len(frozen.intermediate_values)
+            if frozen.state.is_finished():
+                self._restore_end(trial, frozen, runs)
+            elif trial.reported:
+                trial.hopeless = self.handles[trial.number].should_prune()
+            for run_id in trial.run_ids if not trial.status else ():
+                (run_folder(runs, run_id) / "prune").unlink(missing_ok=True)  # it is too early until a run gets there
+        stored = self.study.get_trials(deepcopy=False)
+        for number in self.trials.keys() - self.replaced:
+            self._check(self.trials[number], stored[number])
         return [trial for trial in self.trials.values() if not trial.status]
+
+    def _begin(self, listed: Sequence[dict[str, Any]]) -> None:
+        """Fill an empty journal: with the trials that were listed, or with the arm as it is declared."""
+        declared = {path: field_value(self.arm.spec, path) for path in self.space}
+        with self.journal.transaction():
+            for plain in listed:  # the journal was lost; what became of each trial, the records say
+                lost = create_trial(state=TrialState.RUNNING, params=plain["values"], distributions=self.distributions)
+                self.study.add_trial(lost)
+            if not listed and all(in_domain(declared[path], domain) for path, domain in self.space.items()):
+                self.study.enqueue_trial({p: _rounded(v, self.distributions[p]) for p, v in declared.items()})
+
+    def _restore_end(self, trial: Trial, frozen: FrozenTrial, runs: Path) -> None:
+        del self.handles[trial.number]
+        trial.records = {i: r for i in trial.run_ids if (r := read_record(runs, i)) is not None}
+        trial.settle()
+        trial.status = trial.status or "lost"  # its records are gone
+        if not trial.run_ids:
+            trial.status = "failed"
+
+    def _check(self, trial: Trial, frozen: FrozenTrial) -> None:
+        """Raise JournalMismatch where the journal has other runs or values of a trial than the records."""
+        runs_differ = frozen.user_attrs.get("run_ids", trial.run_ids) != trial.run_ids
+        measured_now = trial.plain()["metrics"]
+        values_differ = (
+            trial.status == "done"
+            and frozen.state == TrialState.COMPLETE
+            and frozen.values != [measured_now.get(objective) for objective in self.tuning.objectives]
+        )
+        if runs_differ or values_differ:
+            raise JournalMismatch(f"contradicts the records of {self.label}, trial {trial.number}")
 
     def again(self, trial: Trial) -> None:
         """Have a trial that is over run again, under a new number."""
@@ -160,14 +203,20 @@ class ArmSearch:
         return len(self.trials) - len(self.replaced)
 
     def ask(self) -> Trial:
-        # seeded by the trial's number, the search goes on after a restart as it would have, and every arm begins
-        # with the same draws
-        state = np.random.SeedSequence([*self.tuning.seeds, len(self.trials)]).generate_state(1)
+        """A new trial. One whose values do not go together has failed already."""
+        with quiet(), self.journal.transaction():
+            self.study.sampler = self._sampler(self.asked)
+            trial = self._take(self.study.ask())
+            if trial.status:
+                self.close(trial)
+        return trial
+
+    def _sampler(self, number: int) -> TPESampler:
+        """The sampler of one trial. Every arm begins with the same draws."""
+        state = np.random.SeedSequence([*self.tuning.seeds, number]).generate_state(1)
+        startup = min(RANDOM, -(-self.wanted // 2))
         with quiet():
-            self.study.sampler = TPESampler(
-                seed=int(state[0]), n_startup_trials=min(RANDOM, -(-self.wanted // 2)), constant_liar=True
-            )
-        return self._take(self.study.ask())
+            return _RoundingSampler(seed=int(state[0]), n_startup_trials=startup, constant_liar=True)
 
     def _take(self, handle: optuna.Trial) -> Trial:
         values = {path: _suggested(handle, path, domain) for path, domain in self.distributions.items()}
@@ -190,21 +239,39 @@ class ArmSearch:
         """Tell Optuna the evaluations that all of the trial's runs have reached, and ask whether to go on."""
         handle = self.handles[trial.number]
         column = self.tuning.objectives[0].replace(".", "_")
-        for evaluation, rows in list(enumerate(zip(*curves, strict=False), start=1))[trial.reported :]:
-            handle.report(float(np.mean([row[column] for row in rows])), evaluation)
-            trial.reported = evaluation
-            trial.hopeless |= handle.should_prune()
+        with self.journal.transaction():
+            for evaluation, rows in list(enumerate(zip(*curves, strict=False), start=1))[trial.reported :]:
+                handle.report(float(np.mean([row[column] for row in rows])), evaluation)
+                trial.reported = evaluation
+                trial.hopeless |= handle.should_prune()
 
     def close(self, trial: Trial) -> None:
         handle, metrics = self.handles.pop(trial.number), trial.plain()["metrics"]
-        handle.set_user_attr("run_ids", trial.run_ids)
-        if trial.status == "done":
-            self.study.tell(trial.number, [metrics[objective] for objective in self.tuning.objectives])
-        elif trial.status == "failed":
-            handle.set_user_attr("reason", trial.reason)
-            self.study.tell(trial.number, state=TrialState.FAIL)
-        else:  # a diverged trial too: the search is to keep away from there, and overlooks failed ones
-            self.study.tell(trial.number, state=TrialState.PRUNED)
+        with self.journal.transaction():
+            handle.set_user_attr("run_ids", trial.run_ids)
+            if trial.status == "done":
+                self.study.tell(trial.number, [metrics[objective] for objective in self.tuning.objectives])
+            elif trial.status == "failed":
+                handle.set_user_attr("reason", trial.reason)
+                self.study.tell(trial.number, state=TrialState.FAIL)
+            else:  # a diverged trial too: the search is to keep away from there, and overlooks failed ones
+                self.study.tell(trial.number, state=TrialState.PRUNED)
+
+
+class _RoundingSampler(TPESampler):
+    """TPE whose real numbers have four digits, as a paper would print them."""
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        values = super().sample_relative(study, trial, search_space)
+        return {path: _rounded(value, search_space[path]) for path, value in values.items()}
+
+    def sample_independent(
+        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        value = super().sample_independent(study, trial, param_name, param_distribution)
+        return _rounded(value, param_distribution)
 
 
 class Search:
@@ -214,9 +281,7 @@ class Search:
         assert study.tuning is not None
         self.tuning, self.runs = study.tuning, runs
         self.path = study_folder(runs, name) / "trials.json"
-        journal = Journal(study_folder(runs, name) / "tuning.log")
-        self.notes = [journal.note] if journal.note else []
-        self.arms = [ArmSearch(arm, self.tuning, name, journal) for arm in study.declared()]
+        self.arms: list[ArmSearch] = []
         self.record = TuningRecord(
             study=name, source=source, space=plain_space(self.tuning.space), trials=self.tuning.trials,
             seeds=list(self.tuning.seeds), objectives=list(self.tuning.objectives), pruner=self.tuning.pruner,
@@ -229,11 +294,17 @@ class Search:
             )
         self.listed: dict[str, list[dict[str, Any]]] = {}  # by arm
         self.waiting: list[tuple[Trial, Cell]] = []
+        journal = Journal(study_folder(runs, name) / "tuning.log")
+        try:
+            self._restore(study.declared(), name, journal, former)
+        except JournalMismatch as error:
+            journal.put_aside(str(error))
+            self._restore(study.declared(), name, journal, former)
+        self.notes = [journal.note] if journal.note else []
+        self.notes += [
+            f"{arm.label}: what is asked has changed, so its tuning begins anew" for arm in self.arms if arm.anew
+        ]
         for arm in self.arms:
-            if arm.anew:
-                self.notes.append(f"{arm.label}: what is asked has changed, so its tuning begins anew")
-            for trial in arm.restore(_listed(former, arm), runs):
-                self.waiting += [(trial, cell) for cell in trial.cells]
             again = {"lost", *(("failed", "diverged") if retry else ())}
             for trial in [t for t in arm.trials.values() if t.status in again and t.number not in arm.replaced]:
                 for run_id in (i for i, record in trial.records.items() if record.status != "done"):
@@ -242,6 +313,15 @@ class Search:
         self.changed = {arm.label for arm in self.arms}
         self.next_writing = 0.0
         self.write()
+
+    def _restore(self, arms: Sequence[Arm], name: str, journal: Journal, former: TuningRecord | None) -> None:
+        self.arms = [ArmSearch(arm, self.tuning, name, journal) for arm in arms]
+        self.waiting = [
+            (trial, cell)
+            for arm in self.arms
+            for trial in arm.restore(_listed(former, arm), self.runs)
+            for cell in trial.cells
+        ]
 
     @property
     def runs_wanted(self) -> int:
@@ -256,8 +336,6 @@ class Search:
             if not open_arms:
                 return None
             trial = min(open_arms, key=lambda arm: arm.asked).ask()
-            if trial.status:
-                trial.arm.close(trial)
             self.waiting = [(trial, cell) for cell in trial.cells]
             self.changed.add(trial.arm.label)
         return self.waiting.pop(0)
@@ -284,13 +362,14 @@ class Search:
         if changed == trial.read:
             return
         trial.read = changed
-        trial.arm.report(trial, [read_curve(path) for path in paths.values()])
-        if trial.hopeless:
-            waiting = [cell.spec.run_id for other, cell in self.waiting if other is trial]
-            if len(waiting) < len(trial.cells):  # else nobody is left to end it: it is run as far as its next look
-                self._drop(trial)
-            for i in trial.run_ids:
-                if i not in trial.records and paths[i].exists():
+        curves = {i: read_curve(path) for i, path in paths.items()}
+        trial.arm.report(trial, list(curves.values()))
+        waiting = {cell.spec.run_id for other, cell in self.waiting if other is trial}
+        running = [i for i in trial.run_ids if i not in waiting and i not in trial.records]
+        if trial.hopeless and running:  # else nobody is left to end it: it is run as far as its next look
+            self._drop(trial)
+            for i in running:
+                if len(curves[i]) >= trial.reported:  # a run that goes on from its checkpoint is not there again yet
                     (run_folder(self.runs, i) / "prune").touch()
 
     def tell(self, trial: Trial, cell: Cell, record: RunRecord | None) -> bool:
@@ -345,7 +424,7 @@ def _listed(former: TuningRecord | None, arm: ArmSearch) -> list[dict[str, Any]]
         return []
     listed = [trial for trial in former.history if trial["arm"] == arm.label]
     fits = all(trial["values"].keys() == arm.space.keys() for trial in listed) and all(
-        _inside(trial["values"][path], domain) for trial in listed for path, domain in arm.space.items()
+        in_domain(trial["values"][path], domain) for trial in listed for path, domain in arm.space.items()
     )
     return listed if fits else []
 
@@ -359,15 +438,14 @@ def _distribution(domain: Sequence[Any]) -> BaseDistribution:
 
 
 def _suggested(handle: optuna.Trial, path: str, distribution: BaseDistribution) -> Any:
-    """The trial's value of a field; one of a real number in four digits, as a paper would print it."""
-    value = handle._suggest(path, distribution)
+    return _rounded(handle._suggest(path, distribution), distribution)
+
+
+def _rounded(value: Any, distribution: BaseDistribution) -> Any:
+    """A real number in four digits, within its range; any other value as it is."""
     if isinstance(distribution, FloatDistribution):
         return min(max(float(f"{value:.4g}"), distribution.low), distribution.high)
     return value
-
-
-def _inside(value: Any, domain: Sequence[Any]) -> bool:
-    return domain[0] <= value <= domain[1] if is_range(domain) else value in domain
 
 
 def _pruner(tuning: Tuning, evaluations: int) -> BasePruner:

@@ -93,6 +93,8 @@ def train(
         former = read_record(place.runs, spec.run_id)
         if former is not None and former.status == "done":
             return former
+        if former is not None and former.status == "pruned":
+            (folder / "prune").unlink(missing_ok=True)  # it has done its work
         record = RunRecord(run_id=spec.run_id, spec=canonical(spec), status="failed")
         record.attempts = _former_attempts(folder, former)
         record.attempts.append(provenance(torch.device(place.device), place.threads))
@@ -107,7 +109,6 @@ def train(
             record.status, record.reason = "diverged", str(divergence)
         except Pruned as pruning:
             record.status, record.reason = "pruned", str(pruning)
-            (folder / "prune").unlink(missing_ok=True)  # before the record: when called again it goes on
         except Exception as error:
             if isinstance(error, Stopped) or (isinstance(error, OSError) and error.errno in NO_ROOM):
                 raise
@@ -119,7 +120,7 @@ def train(
         write_record(place.runs, record)
         # of a failed or pruned run the checkpoint stays: a retry goes on from it
         kept = record.status in ("failed", "pruned")
-        for name in ("attempts.json", "progress.json"):
+        for name in ("attempts.json", "progress.json", "prune"):
             (folder / name).unlink(missing_ok=True)
         if not kept:
             checkpoint.remove(folder / "checkpoint.pt")
@@ -161,9 +162,17 @@ def _run(
     batches = Batches(data.train, spec)
     clock = Clock(spec.budget, batches.per_epoch, 3 * cost.gmac * batches.size)
     saved = reported = started = time.perf_counter()
+    checkpoint.write_curve(folder / "curve.csv", state.curve)  # an earlier start may have come further
 
     done = clock.done(state.step, state.seconds)
     while done < 1:
+        if state.curve and state.curve[-1]["step"] == state.step:  # at an evaluation, also when going on from there
+            speed = (state.step - first_step) * batches.tokens / max(time.perf_counter() - started, 1e-9)
+            report(_progress(state, done, speed))
+            if (folder / "prune").exists():
+                checkpoint.save(folder / "checkpoint.pt", network, optimiser, state)
+                _note_validation(record, state)
+                raise Pruned(f"pruned at step {state.step}, {done:.0%} of its budget")
         if stop():
             checkpoint.save(folder / "checkpoint.pt", network, optimiser, state)
             raise Stopped(f"run {spec.run_id} was stopped at step {state.step}")
@@ -189,10 +198,6 @@ def _run(
         if clock.evaluation_due(before, done):
             _evaluate_and_keep_the_best(network, data.valid, spec, autocast, lr, state)
             checkpoint.write_curve(folder / "curve.csv", state.curve)
-            if done < 1 and (folder / "prune").exists():
-                checkpoint.save(folder / "checkpoint.pt", network, optimiser, state)
-                _note_validation(record, state)
-                raise Pruned(f"pruned at step {state.step}, {done:.0%} of its budget")
         if now - reported > REPORT_SECONDS:
             speed = (state.step - first_step) * batches.tokens / (now - started)
             report(_progress(state, done, speed))

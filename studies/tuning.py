@@ -204,7 +204,26 @@ def misfit(tuned: TuningRecord, tuning: Tuning | None, arms: list[Arm]) -> str:
     if odd := [label for label in labels if label not in tuned.arms] or [a for a in tuned.arms if a not in labels]:
         return f"the arm {odd[0]!r} is in one of them only"
     changed = [arm.label for arm in arms if base_of(arm.spec, tuning.space) != tuned.arms[arm.label]["base"]]
-    return f"the arm {changed[0]!r} has changed" if changed else ""
+    if changed:
+        return f"the arm {changed[0]!r} has changed"
+    return next((why for arm in arms if (why := _odd_value(arm, tuned.arms[arm.label].get("values"), tuning))), "")
+
+
+def _odd_value(arm: Arm, values: Any, tuning: Tuning) -> str:
+    """Why these cannot be the values that were found for an arm; empty if they can."""
+    space = searched(arm.spec, tuning.space)
+    if not isinstance(values, dict) or values.keys() != space.keys():
+        return f"the arm {arm.label!r} has values of other fields than {', '.join(space) or 'none'}"
+    odd = [path for path, domain in space.items() if not in_domain(values[path], domain)]
+    return f"the arm {arm.label!r} has {odd[0]} {values[odd[0]]!r}, which is outside its space" if odd else ""
+
+
+def in_domain(value: Any, domain: Sequence[Any]) -> bool:
+    """Whether a value is one of the choices or within the range."""
+    if not is_range(domain):
+        return value in domain
+    kinds = int if isinstance(domain[0], int) and isinstance(domain[1], int) else int | float
+    return isinstance(value, kinds) and not isinstance(value, bool) and domain[0] <= value <= domain[1]
 
 
 def _refuse_domain(path: str, domain: Sequence[Any]) -> None:

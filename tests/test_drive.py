@@ -30,6 +30,7 @@ from results.record import RunRecord, read_manifest, read_record, run_folder, st
 from studies import executors
 from studies.drive import Tally, drive, sole_driver
 from studies.executors import Ended, Executor, Inline, Local, places
+from studies.journal import ChecksummedFile
 from studies.queue import Queue
 from studies.spec import Budget, RunSpec, canonical, with_field
 from studies.study import Cell, Study
@@ -358,18 +359,13 @@ def test_a_lost_journal_is_rebuilt_from_the_records(whole: Path, tmp_path: Path)
     assert call(tmp_path).submitted == [] and complete(tmp_path) == CELLS
 
 
-def _torn(content: bytes) -> bytes:
-    return content[:-30]
-
-
 def _glued(content: bytes) -> bytes:
     lines = content.splitlines(keepends=True)
     return b"".join([*lines[:5], lines[5][:20], *lines[6:]])
 
 
 DAMAGES: dict[str, Callable[[bytes], bytes]] = {
-    "torn": _torn,
-    "torn within a number": lambda content: content[: content.rindex(b'"trial_id":') + 11],
+    "one digit": lambda content: content.replace(b'"seed":1', b'"seed":0', 1),
     "glued": _glued,
     "a last line that is no JSON": lambda content: content + b"{}}\n",
     "noise": lambda content: bytes(range(256)) * 9,
@@ -394,6 +390,15 @@ def test_a_damaged_journal_is_put_aside_and_rebuilt(damage: str, whole: Path, tm
     assert later.submitted == [] and later.tally.notes == []
 
 
+@pytest.mark.parametrize("cut", [1, 300])
+def test_an_incomplete_end_of_the_journal_is_dropped(cut: int, whole: Path, tmp_path: Path) -> None:
+    call(tmp_path, stop_after=4)
+    journal(tmp_path).write_bytes(journal(tmp_path).read_bytes()[:-cut])
+    again = call(tmp_path)
+    assert again.submitted == ids(STUDY)[4:] and again.tally.notes == []
+    assert outcomes(tmp_path) == outcomes(whole) and complete(tmp_path) == CELLS
+
+
 def test_a_full_disk_is_no_fault_of_the_journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*arguments: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -401,7 +406,7 @@ def test_a_full_disk_is_no_fault_of_the_journal(tmp_path: Path, monkeypatch: pyt
     call(tmp_path, stop_after=4)
     before = journal(tmp_path).read_bytes()
     with monkeypatch.context() as disk:
-        disk.setattr(JournalFileBackend, "append_logs", full)
+        disk.setattr(ChecksummedFile, "append_logs", full)
         with pytest.raises(OSError, match="No space left"):
             call(tmp_path)
     assert journal(tmp_path).read_bytes() == before and not list(journal(tmp_path).parent.glob("journal.damaged-*"))

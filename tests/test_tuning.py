@@ -366,18 +366,40 @@ def test_a_tuning_stopped_anywhere_ends_as_if_it_had_not_been(whole: Path, tmp_p
     assert timeless(found) == timeless(listed(whole))
 
 
-@pytest.mark.parametrize("damage", ["deleted", "torn", "noise"])
-def test_a_lost_journal_is_rebuilt_from_the_list_and_the_records(damage: str, whole: Path, copied: Path) -> None:
+DAMAGES: dict[str, Callable[[bytes], bytes]] = {
+    "torn": lambda content: content[:-20],
+    "noise": lambda content: b"\0 noise\n" * 9,
+    "a digit of a parameter": lambda content: content.replace(
+        b'"param_value_internal":0.0', b'"param_value_internal":0.1', 1
+    ),
+    "a digit of a result": lambda content: content.replace(b'"values":[0.', b'"values":[0.9', 1),
+    "a digit of a result, without checksums": lambda content: re.sub(
+        rb',"checksum":"[0-9a-f]*"', b"", content.replace(b'"values":[0.', b'"values":[0.9', 1)
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", [*DAMAGES, "deleted"])
+def test_a_lost_or_damaged_journal_is_rebuilt_from_the_list_and_the_records(
+    damage: str, whole: Path, copied: Path
+) -> None:
     path = study_folder(copied / "runs", "s") / "tuning.log"
     content = path.read_bytes()
-    path.unlink() if damage == "deleted" else path.write_bytes(content[:-20] if damage == "torn" else b"\0 noise\n" * 9)
+    if damage == "deleted":
+        path.unlink()
+    else:
+        path.write_bytes(DAMAGES[damage](content))
+        assert path.read_bytes() != content
     before = journal(whole)
-    found, submitted = call(copied)
-    assert submitted == [] and timeless(found) == timeless(listed(whole))
+    executor = Noting(copied)
+    tally, found = tune(STUDY, "s", str(copied / "s.py"), copied / "runs", executor, Silent())
+    assert executor.submitted == [] and timeless(found) == timeless(listed(whole))
     for name, trials in journal(copied).items():
-        assert [(t.state, t.value, t.intermediate_values) for t in trials] == [
-            (t.state, t.value, t.intermediate_values) for t in before[name]
+        assert [(t.state, t.params, t.value, t.intermediate_values) for t in trials] == [
+            (t.state, t.params, t.value, t.intermediate_values) for t in before[name]
         ]
+    aside = path.with_suffix(".damaged-0")
+    assert aside.exists() == ("digit" in damage or damage == "noise") == any(str(aside) in note for note in tally.notes)
 
 
 def test_a_trial_whose_record_is_deleted_is_run_again_under_a_new_number(whole: Path, copied: Path) -> None:
@@ -561,6 +583,26 @@ def test_winners_that_no_longer_fit_are_refused(changed: str, why: str, whole: P
     assert catalogue.declared(path).tuned is None
     path.write_text(FILE.replace("study()", "study(7)"))  # a change of what is searched for says nothing against them
     assert catalogue.load(path).tuned is not None
+
+
+@pytest.mark.parametrize(
+    ("values", "why"),
+    [
+        ({"optim.lr": 0.2, "model.steps": 2}, "the arm 'ldn' has optim.lr 0.2, which is outside its space"),
+        ({"optim.lr": "fast", "model.steps": 2}, "the arm 'ldn' has optim.lr 'fast', which is outside its space"),
+        ({"optim.lr": 0.01, "model.steps": 1}, "the arm 'ldn' has model.steps 1, which is outside its space"),
+        ({"optim.lr": 0.01}, "the arm 'ldn' has values of other fields than optim.lr, model.steps"),
+        ({"optim.lr": 0.01, "model.steps": 2, "batch": 4}, "the arm 'ldn' has values of other fields than"),
+        (None, "the arm 'ldn' has values of other fields than"),
+    ],
+)
+def test_winners_outside_the_space_are_refused(values: Any, why: str, whole: Path, tmp_path: Path) -> None:
+    found = listed(whole)
+    found.arms["ldn"]["values"] = values
+    freeze(found, tmp_path / "s.py")
+    (tmp_path / "s.py").write_text(FILE)
+    with pytest.raises(ValueError, match=re.escape(why)):
+        catalogue.load(tmp_path / "s.py")
 
 
 def test_a_tuning_that_is_not_over_writes_no_winners(shell: Callable[..., Any], copied: Path) -> None:
