@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import gzip
 import os
-import struct
 import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from ldn.classifier import InputSpec, TargetSpec
 from studies.tasks.digits import CuedDigits
 from studies.tasks.image_files import check_labels, compare, missing_files, parse_batch, parse_idx, read_files
 from studies.tasks.images import CIFAR10, VALID, FashionMNIST, ImageTask, grey
-from studies.tasks.task import Data
+from studies.tasks.task import Data, Split, Task, loaded
+from tests.image_data import idx, write_cifar10, write_fashion_mnist
 
 VIEWS = [
     CIFAR10(view="grey"),
@@ -33,32 +36,9 @@ PATH = Path("folder/file")
 def folder() -> Iterator[Path]:
     """Both data sets in official layout and size, with noise for pictures; labels go round, the first pixels count."""
     with tempfile.TemporaryDirectory() as name:  # not tmp_path, which would keep these 230 MB
-        place = Path(name) / "cifar-10-batches-bin"
-        place.mkdir()
-        random = np.random.default_rng(0)
-        for batch in range(6):
-            rows = random.integers(0, 256, (10_000, 3073), np.uint8)
-            rows[:, 0] = np.arange(10_000) % 10
-            rows[:, 1:5] = numbered(batch * 10_000, 10_000)
-            rows.tofile(place / (f"data_batch_{batch + 1}.bin" if batch < 5 else "test_batch.bin"))
-        place = Path(name) / "fashion-mnist"
-        place.mkdir()
-        for prefix, start, count in (("train", 0, 60_000), ("t10k", 60_000, 10_000)):
-            images = np.zeros((count, 784), np.uint8)
-            images[:, :4] = numbered(start, count)
-            packed = gzip.compress(idx(images.reshape(count, 28, 28)), compresslevel=1)
-            (place / f"{prefix}-images-idx3-ubyte.gz").write_bytes(packed)
-            (place / f"{prefix}-labels-idx1-ubyte").write_bytes(idx((np.arange(count) % 10).astype(np.uint8)))
+        write_cifar10(Path(name), 10_000)
+        write_fashion_mnist(Path(name), 60_000, 10_000)
         yield Path(name)
-
-
-def numbered(start: int, count: int) -> np.ndarray:
-    """The numbers from `start` as 4 bytes each."""
-    return np.arange(start, start + count, dtype="<u4")[:, None].view(np.uint8)
-
-
-def idx(array: np.ndarray) -> bytes:
-    return struct.pack(f">{1 + array.ndim}I", 0x0800 + array.ndim, *array.shape) + array.tobytes()
 
 
 def numbers(images: Tensor) -> list[int]:
@@ -122,6 +102,29 @@ class TestOfficialLayout:
         assert len({data.provenance["fingerprint"] for data in (whole, few, other)}) == 3
         with pytest.raises(ValueError, match=r"CIFAR10\.train must be at most 45000, not 45001"):
             load(train=45_001)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AllBytes(Task):
+    """One example of each byte in turn, as ids of a type of its own, with its length as a byte."""
+
+    type_: str
+    input: ClassVar[InputSpec] = InputSpec(kind="tokens", length=256, vocabulary=256)  # type: ignore[misc]
+    target: ClassVar[TargetSpec] = TargetSpec(classes=2)  # type: ignore[misc]
+
+    def load(self, folder: Path) -> Data:
+        ids = torch.arange(256).to(getattr(torch, self.type_))[None]
+        split = Split(ids, torch.tensor([255], dtype=torch.uint8), torch.zeros(1, dtype=torch.int64))
+        return Data(split, split, split)
+
+    def prepare(self, x: Tensor) -> Tensor:
+        return x
+
+
+@pytest.mark.parametrize("type_", ["uint8", "int16", "uint16", "uint32", "int64"])
+def test_ids_of_any_integer_type_are_compared_with_the_vocabulary(type_: str, tmp_path: Path) -> None:
+    """A vocabulary and a length of 256 would each wrap to 0 in a byte."""
+    assert torch.equal(loaded(AllBytes(type_=type_), tmp_path).train.x.long()[0], torch.arange(256))
 
 
 def test_files_that_are_not_the_official_ones_are_used_and_recorded(folder: Path) -> None:

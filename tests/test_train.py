@@ -607,6 +607,8 @@ def test_a_model_that_does_not_fit_its_task_is_a_record(tmp_path: Path) -> None:
     ("wrong", "sentence"),
     [
         ({"x": torch.full((16, 9), 3)}, "has ids from 3 to 3; they must be from 0 to 2"),
+        ({"x": torch.full((16, 9), 3, dtype=torch.uint8)}, "has ids from 3 to 3; they must be from 0 to 2"),
+        ({"x": torch.full((16, 9), 60_000).to(torch.uint16)}, "has ids from 60000 to 60000;"),
         ({"x": torch.zeros(15, 9)}, "has 15 inputs, 16 labels, 16 lengths; it needs as many of each"),
         ({"x": torch.full((16, 9), math.nan)}, "has 144 values that are not finite"),
         ({"y": torch.full((16,), 2)}, "has torch.int64 labels from 2 to 2; they must be int64, from 0 to 1"),

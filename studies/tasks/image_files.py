@@ -35,6 +35,9 @@ CIFAR10_MD5 = {
     "data_batch_5.bin": "53f37980c15c3d472c316c40844f3f0d",
     "test_batch.bin": "803d5f7f4d78ea53de84dbe85f74fb6d",
 }
+FASHION_MNIST_TRAIN, FASHION_MNIST_TEST = 60_000, 10_000  # images in the files
+CIFAR10_BATCH = 10_000  # images in each file
+CLASSES = 10
 
 
 @dataclass(frozen=True)
@@ -63,10 +66,11 @@ def read_fashion_mnist(folder: Path) -> Images:
     def idx(name: str, *shape: int) -> np.ndarray:
         return parse_idx(contents[name], shape, place / name)
 
-    train, train_labels = idx("train-images-idx3-ubyte", 60_000, 28, 28), idx("train-labels-idx1-ubyte", 60_000)
-    test, test_labels = idx("t10k-images-idx3-ubyte", 10_000, 28, 28), idx("t10k-labels-idx1-ubyte", 10_000)
-    check_labels(train_labels, 6_000, place)
-    check_labels(test_labels, 1_000, place)
+    n, m = FASHION_MNIST_TRAIN, FASHION_MNIST_TEST
+    train, train_labels = idx("train-images-idx3-ubyte", n, 28, 28), idx("train-labels-idx1-ubyte", n)
+    test, test_labels = idx("t10k-images-idx3-ubyte", m, 28, 28), idx("t10k-labels-idx1-ubyte", m)
+    check_labels(train_labels, n // CLASSES, place)
+    check_labels(test_labels, m // CLASSES, place)
     return Images(train[:, None], train_labels, test[:, None], test_labels, compare(contents, FASHION_MNIST_MD5))
 
 
@@ -80,11 +84,11 @@ def read_cifar10(folder: Path) -> Images:
     """The batches of the binary version in `folder / "cifar-10-batches-bin"`."""
     place = folder / "cifar-10-batches-bin"
     contents = read_files(place, CIFAR10_MD5, missing_cifar10(folder))
-    batches = [parse_batch(content, 10_000, place / name) for name, content in contents.items()]
+    batches = [parse_batch(content, CIFAR10_BATCH, place / name) for name, content in contents.items()]
     *train, test = (images for images, _ in batches)
     *train_labels, test_labels = (labels for _, labels in batches)
-    check_labels(np.concatenate(train_labels), 5_000, place)
-    check_labels(test_labels, 1_000, place)
+    check_labels(np.concatenate(train_labels), len(train) * CIFAR10_BATCH // CLASSES, place)
+    check_labels(test_labels, CIFAR10_BATCH // CLASSES, place)
     files = compare(contents, CIFAR10_MD5)
     return Images(np.concatenate(train), np.concatenate(train_labels), test, test_labels, files)
 

@@ -103,13 +103,23 @@ def _fault(split: Split, input: InputSpec, target: TargetSpec) -> str:
         return f"has {counts}; it needs as many of each, and at least one"
     if y.dtype != torch.int64 or y.min() < 0 or y.max() >= target.classes:
         return f"has {y.dtype} labels from {y.min()} to {y.max()}; they must be int64, from 0 to {target.classes - 1}"
-    if lengths is not None and (lengths.min() < 1 or lengths.max() > x.shape[1]):
-        return f"has lengths from {lengths.min()} to {lengths.max()}; they must be from 1 to {x.shape[1]}"
-    if input.kind == "tokens" and x.dim() == 2 and (x.min() < 0 or x.max() >= input.vocabulary):
-        return f"has ids from {x.min()} to {x.max()}; they must be from 0 to {input.vocabulary - 1}"
+    if lengths is not None:
+        shortest, longest = _bounds(lengths)
+        if shortest < 1 or longest > x.shape[1]:
+            return f"has lengths from {shortest} to {longest}; they must be from 1 to {x.shape[1]}"
+    if input.kind == "tokens" and not x.is_floating_point():
+        lowest, highest = _bounds(x)
+        if lowest < 0 or highest >= input.vocabulary:
+            return f"has ids from {lowest} to {highest}; they must be from 0 to {input.vocabulary - 1}"
     if x.is_floating_point() and not x.isfinite().all():
         return f"has {int((~x.isfinite()).sum())} values that are not finite"
     return ""
+
+
+def _bounds(values: Tensor) -> tuple[int, int]:
+    """Smallest and largest value, as Python integers: a comparison with a uint8 tensor would wrap 256 to 0."""
+    array = values.numpy()  # torch has no min and max for uint16, uint32 and uint64
+    return int(array.min()), int(array.max())
 
 
 def floors(train: Split, test: Split, classes: int, shortcuts: Mapping[str, float] | None = None) -> dict[str, Any]:
