@@ -23,6 +23,9 @@ def main(
         print_error(str(error))
         raise typer.Exit(2) from None
     print_report(PlainConsole(), report)
+    if report.errors:
+        print_error(report.errors[0])
+        raise typer.Exit(2)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from scipy import stats
 from results.files import CorruptFile
 from results.record import CostRecord, RunRecord, read_cost
 from results.summary import CONFIDENCE
+from results.text import printable
 
 BATCH = 64  # of a run whose spec, which leaves out what is at its default, names none
 SERIES = ["label", "work", "compiled"]
@@ -44,6 +45,7 @@ def cost_frame(records: Iterable[CostRecord]) -> pd.DataFrame:
         row = dataclasses.asdict(record)
         env, seconds = row.pop("env"), row.pop("seconds")
         row |= {name: plain_key(row[name]) for name in ("model", "task", "input")}
+        row |= {name: printable(row[name]) for name in ("label", "reason")}
         row |= {name: env.get(name) for name in ("device", "threads", "node", "torch", "cuda", "commit", "dirty")}
         row |= {name: env.get(name, math.nan) for name in ("load", "cache_bytes")}
         row |= {"blocks": len(seconds), "cost_id": record.cost_id}

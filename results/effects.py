@@ -12,6 +12,7 @@ import pandas as pd
 
 from results import statistics
 from results.figures.factors import factor_grid, importance
+from results.gather import level_text
 from results.importance import importances
 from results.notes import number
 from results.printing import intervals, signed
@@ -99,7 +100,7 @@ def _grids(frame: pd.DataFrame, metric: str) -> Iterator[tuple[str, pd.DataFrame
         varied = [name for name in columns if runs[name].nunique() > 1]
         if base.empty or len(varied) < 2 or not (runs[varied] != base[varied].iloc[0]).sum(axis=1).gt(1).any():
             continue
-        text = runs[varied].map(_level)
+        text = runs[varied].map(level_text)
         first = text.loc[base.index[0]].to_dict()
         levels = {n: [first[n], *(v for v in text[n].unique() if v != first[n])] for n in varied}
         seeds = sorted(runs["seed"].unique())
@@ -107,13 +108,6 @@ def _grids(frame: pd.DataFrame, metric: str) -> Iterator[tuple[str, pd.DataFrame
         places = [runs["seed"].map(seeds.index), *(text[n].map(levels[n].index) for n in varied)]
         y[tuple(np.asarray(place, int) for place in places)] = values[runs.index]
         yield str(reference), runs, Grid({n.removeprefix(FACTOR): levels[n] for n in varied}, y)
-
-
-def _level(value: object) -> str:
-    """A column that lacks values for some arms holds 2 as 2.0."""
-    if isinstance(value, bool | np.bool_):
-        return "on" if value else "off"
-    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _selection(runs: pd.DataFrame, metric: str) -> pd.Series:

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from results.figures.evals import accuracy_against_length
 from results.files import CorruptFile
+from results.printing import file_stem
 from results.record import EvalRecord, read_evals
 from results.section import Gathered, Section
 from results.summary import scale, title
@@ -31,7 +32,7 @@ def section(gathered: Gathered) -> Section | None:
     for fields, rows in frame[frame["setting"] != TRAINED].groupby("fields", sort=False):
         own = frame[(frame["setting"] == TRAINED) & frame["run_id"].isin(rows["run_id"])]
         shown = pd.concat([own, rows]).sort_values("arm", kind="stable")
-        stem = "evals_" + "_".join(str(fields).split(", "))
+        stem = file_stem("evals_" + "_".join(str(fields).split(", ")))
         made.tables[stem] = table(shown, metric)
         if (rows["length"] != rows["trained_length"]).any():
             made.figures[stem] = accuracy_against_length(shown, gathered.summary, metric)

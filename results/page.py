@@ -31,11 +31,6 @@ from results.summary import UNITS, cost_unit, metric_of, on_validation, rounded,
 
 VECTOR_UP_TO = 3_000  # parts of a drawing; one of more is quicker to make and to show as pixels
 PIXELS_PER_INCH = 120  # a figure's eight-point letters are then as large as the page's small ones
-CAPTIONS = {
-    "arms": "Every arm: its seeds (dots), mean (tick) and standard deviation (bar); the reference's mean as a line.",
-    "accuracy_against_cost": "What each arm reaches, over its multiply-adds per example.",
-    "training_curves": "Validation while training: mean and standard deviation of the seeds.",
-}
 SORTED_BY = {
     "Δ [95% interval]": "difference",
     "Params": "params",
@@ -50,20 +45,18 @@ def page(
     others: pd.DataFrame,
     missing: Sequence[str],
     notes: Sequence[str],
-    figures: Mapping[str, Figure],
-    pixels: Mapping[str, bytes],
+    overview: Section,
+    pictures: Mapping[str, bytes],
     sections: Sequence[Section],
 ) -> str:
     """The report of a study as one HTML document, made to lie in `folder`: from there it links to the runs' files.
 
     `others` are the rows that stand apart from the arms (`results.apart`).
     `missing` says why runs are missing, `notes` what a reader of the table must know, as in the other
-    reports; `pixels` are the figures' PNGs, those of the sections too, by name.
+    reports; `overview` holds the figures of all studies, `pictures` the files of all figures, PNGs among them, by name.
     """
     manifest = gathered.manifest
-    shown = [
-        (section, [image(name, drawn, pixels[name]) for name, drawn in section.figures.items()]) for section in sections
-    ]
+    shown = [(section, images(section, pictures)) for section in sections]
     island = runs_of(gathered) | details(gathered.runs, gathered.frame, gathered.records)
     island["folder"] = quote(os.path.relpath(gathered.runs, folder))
     templates = files("results") / "templates"
@@ -77,7 +70,7 @@ def page(
         arms=arms_table(gathered.summary, manifest.metric, others),
         missing=missing,
         notes=notes,
-        figures=[image(name, drawn, pixels[name]) for name, drawn in figures.items()],
+        figures=images(overview, pictures),
         sections=shown,
         done=int((gathered.frame["status"] == "done").sum()),
         total=len(gathered.frame),
@@ -94,12 +87,16 @@ def embedded(plain: Any) -> str:
     return text.replace("<", "\\u003c")
 
 
-def image(name: str, figure: Figure, pixels: bytes) -> dict[str, Any]:
+def images(section: Section, pictures: Mapping[str, bytes]) -> list[dict[str, Any]]:
+    captions = {name: name.replace("_", " ").capitalize() + "." for name in section.figures} | section.captions
+    return [image(name, drawn, pictures[f"{name}.png"], captions[name]) for name, drawn in section.figures.items()]
+
+
+def image(name: str, figure: Figure, pixels: bytes, caption: str) -> dict[str, Any]:
     """A figure for an img element: vectors where they are few, else its `pixels` (a PNG); `width` in the page's."""
     vectors = len(figure.findobj()) <= VECTOR_UP_TO
     kind, data = ("svg+xml", drawing.encode(figure, "svg")) if vectors else ("png", pixels)
     source = f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
-    caption = CAPTIONS.get(name, name.replace("_", " ").capitalize() + ".")
     return {"name": name, "caption": caption, "source": source, "width": round(figure.get_figwidth() * PIXELS_PER_INCH)}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from results.section import Section
 from results.summary import scale
 from results.text import styled
 
+NUMBER = re.compile(r"[+-](\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)
 TEXTUAL = ("Model", "Mode", "Kernel", "Variant")
 
 
@@ -33,13 +35,13 @@ def intervals(low: pd.Series, high: pd.Series, metric: str) -> list[str]:
     return [f"[{a}, {b}]" if a else "" for a, b in ends]
 
 
-def write_page(folder: Path, frame: pd.DataFrame, csv: str, page: Section) -> list[Path]:
-    """The frame as `csv`, every figure as .png and .pdf, and a table.md that shows tables, figures and text."""
-    content = {csv: frame.to_csv(index=False).encode()}
-    for name, figure in page.figures.items():
-        content |= {f"{name}.{kind}": encode(figure, kind) for kind in ("png", "pdf")}
+def write_page(folder: Path, frame: pd.DataFrame, name: str, page: Section) -> list[Path]:
+    """The frame as CSV file `name`, figures as .png and .pdf, and a table.md that shows tables, figures and text."""
+    content = {name: csv(frame)}
+    for stem, figure in page.figures.items():
+        content |= {f"{stem}.{kind}": encode(figure, kind) for kind in ("png", "pdf")}
     parts = [f"# {tables.escape_markdown(page.title)}", *map(tables.plain_markdown, page.tables.values())]
-    parts += [f"![{name}]({name}.png)" for name in page.figures] + list(map(tables.escape_markdown, page.text))
+    parts += [f"![{stem}]({stem}.png)" for stem in page.figures] + list(map(tables.escape_markdown, page.text))
     content["table.md"] = ("\n\n".join(parts) + "\n").encode()
     for name, data in content.items():
         write(folder / name, data)
@@ -81,6 +83,23 @@ def print_notes(console: Console, said: Iterable[str], files: list[Path]) -> Non
         console.print(styled(line, "dim"))
     names = ", ".join(path.name for path in files)
     console.print("\n", styled(f"Written to {files[0].parent}/: {names}"), sep="", soft_wrap=True)
+
+
+def csv(frame: pd.DataFrame) -> bytes:
+    """The frame in CSV; an apostrophe stands before text that a spreadsheet would take for a formula."""
+    text = frame.select_dtypes(exclude=["number", "bool"])
+    plain = frame.assign(**{str(name): cells.astype(object).map(_no_formula) for name, cells in text.items()})
+    return plain.rename(columns=_no_formula).to_csv(index=False).encode()
+
+
+def file_stem(text: str) -> str:
+    """A file's name without its ending, in letters that any file system and link takes; never a path."""
+    return re.sub(r"[^\w.+-]+", "_", text)[:100].lstrip(".")
+
+
+def _no_formula(value: object) -> object:
+    formula = isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r"))
+    return f"'{value}" if formula and not NUMBER.fullmatch(str(value)) else value
 
 
 def write(path: Path, data: bytes) -> None:

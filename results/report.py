@@ -1,4 +1,4 @@
-"""Where do a study's tables and figures come from? From its runs' files, in one call; all of them may be redrawn."""
+"""The report of a study: tables, figures and text from the files of its runs; all of it can be made again."""
 
 from __future__ import annotations
 
@@ -7,19 +7,23 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
+from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
 from results import costs, diffusion, effects, evals, figures, significance, tables, tuning
 from results.apart import apart, sources
-from results.files import CorruptFile, made_folder
-from results.gather import curves, gather, manifest_of
+from results.files import made_folder
+from results.gather import curves, gather, printable_manifest
+from results.latex import unknown_to_pdflatex
 from results.notes import bold_means, caption, legend, notes, reasons
 from results.page import page as html_page
-from results.printing import write
+from results.parts import Parts
+from results.printing import csv, file_stem, write
 from results.record import Manifest, RunRecord
 from results.section import Gathered, Section
 from results.significance import over_examples
@@ -27,25 +31,33 @@ from results.summary import CHOICE, MOST_CURVES, most_telling, summarise
 from results.text import styled
 
 # what follows the table of arms, in this order; None where there is nothing to say
-SECTIONS: tuple[Callable[[Gathered], Section | None], ...] = (
-    significance.section,
-    effects.section,
-    costs.section,
-    evals.section,
-    diffusion.section,
-    tuning.section,
-)
+SECTIONS: dict[str, Callable[[Gathered], Section | None]] = {
+    "significance": significance.section,
+    "effects of factors": effects.section,
+    "measured cost": costs.section,
+    "evaluations elsewhere": evals.section,
+    "diffusion": diffusion.section,
+    "tuning": tuning.section,
+}
+CAPTIONS = {
+    "arms": "Every arm: its seeds (dots), mean (tick) and standard deviation (bar); the reference's mean as a line.",
+    "accuracy_against_cost": "What each arm reaches, over its multiply-adds per example.",
+}
 
 
 @dataclass
 class Report:
-    """The files of a report, all in one folder, and what a terminal shows: the table, what is missing, the notes."""
+    """The files of a report, all in one folder, and what a terminal shows: the table, what is missing, the notes.
+
+    `errors` are the sentences of `missing` that name an error in the suite.
+    """
 
     folder: Path
     files: list[Path]
     table: Table
     missing: list[str]
     notes: list[str]
+    errors: list[str]
 
 
 def write_report(runs: Path, study: str, out: Path) -> Report:
@@ -70,59 +82,108 @@ def _uncollected() -> Iterator[None]:
 
 
 def _write_report(runs: Path, study: str, out: Path) -> Report:
-    manifest = manifest_of(runs, study)
+    parts = Parts()
+    gathered = _gathered(runs, study, parts)
+    manifest, metric, summary = gathered.manifest, gathered.manifest.metric, gathered.summary
     folder = made_folder(out / manifest.study)
-    metric = manifest.metric
+    others = apart(gathered.frame, metric)
+    overview = _overview(gathered, parts)
+    made = [parts.make(f"section {name}", function, gathered) for name, function in SECTIONS.items()]
+    sections = [section for section in made if section is not None]
+    pictures = _pictures([overview, *sections], parts)
+    why = [*reasons(summary), *parts.missing, *parts.errors]
+    remarks = _remarks(gathered, why) + overview.text
+    signs = [*legend(summary), *sources(others)]
+    said = [*legend(summary), *bold_means(summary), *sources(others), *remarks]
+    below = [" ".join(sentences) for sentences in (why, [*signs, *remarks]) if sentences]
+    content: dict[str, Callable[[], str | bytes]] = {
+        "table.md": lambda: _page(
+            manifest, tables.markdown(summary, metric, others), [*said, *parts.missing, *parts.errors], sections
+        ),
+        "table.tex": lambda: _latex(gathered, others, below),
+        "panels.tex": lambda: _latex_panels(gathered, others, below),
+        "runs.csv": lambda: csv(gathered.frame),
+        "runs.parquet": lambda: bytes(gathered.frame.to_parquet(index=False)),
+        **{name: partial(bytes, data) for name, data in pictures.items()},
+        **{
+            f"{stem}.csv": partial(csv, table)
+            for section in sections
+            for stem, table in (section.tables | section.data).items()
+        },
+        "report.html": lambda: html_page(gathered, folder, others, why, said, overview, pictures, sections),
+    }
+    files = []
+    for name, function in content.items():
+        if data := parts.make(name, function):
+            write(folder / name, data if isinstance(data, bytes) else data.encode(errors="backslashreplace"))
+            files.append(folder / name)
+    why = [*reasons(summary), *parts.missing, *parts.errors]
+    return Report(folder, files, tables.terminal(summary, metric, manifest.question, others), why, said, parts.errors)
+
+
+def _gathered(runs: Path, study: str, parts: Parts) -> Gathered:
+    """Raises ValueError for a study whose name is no name of a folder, as one that was not written here may be."""
+    manifest = printable_manifest(runs, study)
+    if file_stem(manifest.study) != manifest.study:
+        raise ValueError(f"the study is called {manifest.study!r} by its manifest, which is no name of a folder")
     records: dict[str, RunRecord] = {}
     frame = gather(runs, study, records)
-    summary = summarise(frame, metric, manifest.direction).join(over_examples(runs, frame, metric), on="arm")
-    others = apart(frame, metric)
-    why, remarks = reasons(summary), notes(frame)
+    summary = summarise(frame, manifest.metric, manifest.direction)
+    over = parts.make("differences over test examples", over_examples, runs, frame, manifest.metric)
+    return Gathered(runs, manifest, frame, summary if over is None else summary.join(over, on="arm"), records)
+
+
+def _overview(gathered: Gathered, parts: Parts) -> Section:
+    """The figures of all studies; the text says which arms they leave out."""
+    frame, summary, metric = gathered.frame, gathered.summary, gathered.manifest.metric
+    shown = most_telling(frame, summary, gathered.manifest.direction, metric)
+    learned = most_telling(frame, shown, gathered.manifest.direction, metric, MOST_CURVES)
+    made = Section("Figures")
+    for what, drawn in (("figures", shown), ("training curves", learned)):
+        if len(drawn) < len(summary):
+            made.text.append(f"The {what} show {len(drawn)} of {len(summary)} arms: {CHOICE}.")
+    of_learned = frame[(frame["status"] == "done") & frame["arm"].isin(learned["arm"])]
+    evaluations = figures.aligned(curves(gathered.runs, of_learned, parts.missing))
+    drawings: dict[str, Callable[[], Figure]] = {
+        "arms": lambda: figures.arms(frame, shown, metric),
+        "accuracy_against_cost": lambda: figures.accuracy_against_cost(shown, metric),
+        "training_curves": lambda: figures.training_curves(evaluations, learned, metric),
+    }
+    for name, draw in drawings.items():
+        if (figure := parts.make(f"figure {name}", draw)) is not None:
+            made.figures[name] = figure
+    made.captions = CAPTIONS | {"training_curves": evaluations.caption}
+    return made
+
+
+def _pictures(sections: list[Section], parts: Parts) -> dict[str, bytes]:
+    """All figures as .png and .pdf files; a figure that cannot be drawn is taken out of its section."""
+    pictures: dict[str, bytes] = {}
+    for section in sections:
+        for name, figure in list(section.figures.items()):
+            encoded = [parts.make(f"figure {name}", figures.encode, figure, kind) for kind in ("png", "pdf")]
+            if None in encoded:
+                del section.figures[name]
+            pictures |= {f"{name}.{kind}": data for kind, data in zip(("png", "pdf"), encoded, strict=True) if data}
+    return pictures
+
+
+def _remarks(gathered: Gathered, why: list[str]) -> list[str]:
+    """What a reader must know of the runs, of the arms, and of the characters that one of the formats lacks."""
+    manifest = gathered.manifest
+    remarks = notes(gathered.frame)
     remarks += [f"{arm['label']}: {arm['note']}." for arm in manifest.arms if arm["note"]]
     remarks += manifest.notes
-    shown = most_telling(frame, summary, manifest.direction, metric)
-    learned = most_telling(frame, shown, manifest.direction, metric, MOST_CURVES)
-    for what, drawn_arms in (("figures", shown), ("training curves", learned)):
-        if len(drawn_arms) < len(summary):
-            remarks.append(f"The {what} show {len(drawn_arms)} of {len(summary)} arms: {CHOICE}.")
-    try:
-        drawn_runs = frame[(frame["status"] == "done") & frame["arm"].isin(learned["arm"])]
-        evaluations = curves(runs, drawn_runs)
-    except CorruptFile as error:  # one torn curve is no reason to withhold the rest
-        evaluations = curves(runs, frame.head(0))
-        why.append(f"No training curves: {error}.")
-    gathered = Gathered(runs, manifest, frame, summary, records)
-    sections = [section for make in SECTIONS if (section := make(gathered)) is not None]
-    drawn = {
-        "arms": figures.arms(frame, shown, metric),
-        "accuracy_against_cost": figures.accuracy_against_cost(shown, metric),
-        "training_curves": figures.training_curves(evaluations, learned, metric),
-    }
-    said = [*legend(summary), *bold_means(summary), *sources(others), *remarks]
-    content = {
-        "table.md": _page(manifest, tables.markdown(summary, metric, others), said, sections).encode(),
-        **_latex(manifest, frame, summary, others, [why, [*legend(summary), *sources(others), *remarks]]),
-        "runs.csv": frame.to_csv(index=False).encode(),
-        "runs.parquet": frame.to_parquet(index=False),
-    }
-    for made in (drawn, *(section.figures for section in sections)):
-        for name, figure in made.items():
-            content |= {f"{name}.{kind}": figures.encode(figure, kind) for kind in ("png", "pdf")}
-    for section in sections:
-        written = section.tables | section.data
-        content |= {f"{name}.csv": table.to_csv(index=False).encode() for name, table in written.items()}
-    pixels = {name.removesuffix(".png"): data for name, data in content.items() if name.endswith(".png")}
-    content["report.html"] = html_page(gathered, folder, others, why, said, drawn, pixels, sections).encode()
-    for name, data in content.items():
-        write(folder / name, data)
-    table = tables.terminal(summary, metric, manifest.question, others)
-    return Report(folder, [folder / name for name in content], table, why, said)
+    printed = "".join([manifest.question, *gathered.summary["arm"], *why, *remarks])
+    if codes := unknown_to_pdflatex(printed):
+        remarks.append(f"pdfLaTeX prints these characters of the tables as codes: {' '.join(codes)}.")
+    return remarks
 
 
 def _page(manifest: Manifest, table: str, said: list[str], sections: list[Section]) -> str:
     """The report as Markdown."""
-    head = f"# {manifest.study}: {tables.escape_markdown(manifest.question)}"
-    page = [head, table, *map(tables.escape_markdown, said)]
+    head = tables.escape_markdown(f"{manifest.study}: {manifest.question}")
+    page = [f"# {head}", table, *map(tables.escape_markdown, said)]
     for section in sections:
         page += [f"## {tables.escape_markdown(section.title)}", *map(tables.escape_markdown, section.text)]
         page += [tables.plain_markdown(printed) for printed in section.tables.values()]
@@ -130,19 +191,20 @@ def _page(manifest: Manifest, table: str, said: list[str], sections: list[Sectio
     return "\n\n".join(page) + "\n"
 
 
-def _latex(
-    manifest: Manifest, frame: pd.DataFrame, summary: pd.DataFrame, others: pd.DataFrame, said: list[list[str]]
-) -> dict[str, bytes]:
-    """The table for a paper; and where the study has panels, one with these side by side."""
-    metric = manifest.metric
-    below = [" ".join(sentences) for sentences in said if sentences]
-    above = caption(manifest.question, metric, frame, summary)
-    written = {"table.tex": tables.latex(summary, metric, above, f"tab:{manifest.study}", below, others)}
-    if panels := tables.by_panel(summary, manifest.reference, others):
-        label = f"tab:{manifest.study}-panels"
-        above = caption(manifest.question, metric, frame, summary, differences=False)
-        written["panels.tex"] = tables.latex_by_panel({metric: panels}, above, label, below)
-    return {name: text.encode() for name, text in written.items()}
+def _latex(gathered: Gathered, others: pd.DataFrame, below: list[str]) -> str:
+    """The table for a paper."""
+    manifest, summary = gathered.manifest, gathered.summary
+    above = caption(manifest.question, manifest.metric, gathered.frame, summary)
+    return tables.latex(summary, manifest.metric, above, f"tab:{manifest.study}", below, others)
+
+
+def _latex_panels(gathered: Gathered, others: pd.DataFrame, below: list[str]) -> str:
+    """The panels of a study side by side; "" where there are none."""
+    manifest, summary = gathered.manifest, gathered.summary
+    panels = tables.by_panel(summary, manifest.reference, others)
+    above = caption(manifest.question, manifest.metric, gathered.frame, summary, differences=False)
+    label = f"tab:{manifest.study}-panels"
+    return tables.latex_by_panel({manifest.metric: panels}, above, label, below) if panels else ""
 
 
 def print_report(console: Console, report: Report) -> None:

@@ -32,7 +32,7 @@ class Section:
 
     `text` is paragraphs of plain text. A table holds plain cells (numbers or text) in the columns that are
     printed; it is shown in Markdown and HTML, and written as CSV unless `data` has, under the same stem, the plain
-    numbers behind it.
+    numbers behind it. `captions` of figures, where their names do not say enough.
     """
 
     title: str
@@ -40,3 +40,4 @@ class Section:
     tables: dict[str, pd.DataFrame] = field(default_factory=dict)
     figures: dict[str, Figure] = field(default_factory=dict)
     data: dict[str, pd.DataFrame] = field(default_factory=dict)
+    captions: dict[str, str] = field(default_factory=dict)

@@ -17,28 +17,16 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from results.latex import FIGURE_SPACE, MACRO, escape_latex, latex_label
 from results.notes import at_floor, can_show, number
 from results.summary import UNITS, cost_unit, rounded, scale, title
 from results.text import one_line, printable, styled
 
 Write = Callable[[str], str]
-FIGURE_SPACE = "\u2007"
 DASH = "–"
 MILLIONS_FROM = 10_000_000  # below, parameters are printed exactly
 COSTS = ("Params", "Params (M)", *UNITS, "ex/s", "MiB")
 RIGHT = ("n", "p (Holm)", *COSTS)
-
-
-LATEX = {
-    **{symbol: rf"\{symbol}" for symbol in "_%&#${}"},
-    "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", '"': "''",
-    "<": "$<$", ">": "$>$", "|": "$|$", "±": r"$\pm$", "−": "$-$", "×": r"$\times$", "·": r"$\cdot$", "√": r"$\surd$",
-    "≤": r"$\leq$", "≥": r"$\geq$", "→": r"$\rightarrow$", "∞": r"$\infty$", "–": "--", "—": "---", "…": r"\ldots{}",
-    "α": r"$\alpha$", "β": r"$\beta$", "γ": r"$\gamma$", "δ": r"$\delta$", "ε": r"$\epsilon$", "η": r"$\eta$",
-    "θ": r"$\theta$", "κ": r"$\kappa$", "λ": r"$\lambda$", "μ": r"$\mu$", "ρ": r"$\rho$", "σ": r"$\sigma$",
-    "τ": r"$\tau$", "φ": r"$\phi$", "ω": r"$\omega$", "Δ": r"$\Delta$", "†": r"$\dagger$", FIGURE_SPACE: r"\phantom{0}",
-    **dict.fromkeys("«»ÐÞðþ", "?"),  # not in LaTeX's default encoding
-}  # fmt: skip
 
 
 def markdown(summary: pd.DataFrame, metric: str, apart: pd.DataFrame | None = None) -> str:
@@ -58,13 +46,13 @@ def plain_markdown(table: pd.DataFrame) -> str:
     right = [name for name in table.columns if pd.api.types.is_numeric_dtype(table[name])]
     printed = pd.DataFrame(
         {
-            str(name): [
+            escape_markdown(str(name)): [
                 "" if pd.isna(v) else rounded(v, 4) if isinstance(v, float) else escape_markdown(str(v)) for v in cells
             ]
             for name, cells in table.items()
         }
     )
-    return _github(printed, tuple(map(str, right)))
+    return _github(printed, [escape_markdown(str(name)) for name in right])
 
 
 def _github(printed: pd.DataFrame, right: Sequence[str]) -> str:
@@ -218,34 +206,30 @@ def escape_markup(text: str) -> str:
 
 def escape_markdown(text: str) -> str:
     """An underscore inside a word is left: it is plain there, and the table is read as source as well."""
-    return re.sub(r"[\\`*|<~$]|&(?=#?\w+;)|\](?=[(\[])|(?<!\w)_|_(?!\w)", lambda found: f"\\{found[0]}", text)
-
-
-def escape_latex(text: str) -> str:
-    """What LaTeX prints as this text; "?" for a symbol that pdflatex may not know."""
-    known = (LATEX.get(symbol, symbol if symbol.isprintable() and ord(symbol) < 256 else "?") for symbol in text)
-    # After the end of a row, these two would be read as its arguments.
-    return "{}" * text.startswith(("[", "*")) + "".join(known)
+    escaped = re.sub(
+        r"[\\`*|<~$]|&(?=#?\w+;)|\](?=[(\[:])|(?<!\w)_|_(?!\w)", lambda found: f"\\{found[0]}", printable(text)
+    )
+    # at the start of a line: a heading, a list, a quotation or a rule
+    return re.sub(r"^(\s*\d*)(#(?=#{0,5}(\s|$))|[-+.)](?=\s|$)|>|-(?=-+$)|=(?==*$))", r"\1\\\2", escaped)
 
 
 def _float(tabular: str, caption: str, label: str, remarks: list[str]) -> str:
-    return "\n".join(
-        [
-            "% needs \\usepackage{booktabs,graphicx}",
-            "\\begin{table}[htbp]",
-            "\\centering",
-            f"\\caption{{{escape_latex(caption)}}}",
-            f"\\label{{{label}}}",
-            "\\medskip",
-            "\\small",
-            "\\setlength{\\tabcolsep}{4pt}",
-            f"\\sbox0{{{tabular}}}%",
-            # one that is wider than the text is made smaller, never cut by the page's edge
-            "\\ifdim\\wd0>\\linewidth\\resizebox{\\linewidth}{!}{\\usebox0}\\else\\usebox0\\fi",
-            *(f"\\par\\smallskip{{\\footnotesize\\raggedright {escape_latex(line)}\\par}}" for line in remarks),
-            "\\end{table}\n",
-        ]
-    )
+    lines = [
+        "\\begin{table}[htbp]",
+        "\\centering",
+        f"\\caption{{{escape_latex(caption)}}}",
+        f"\\label{{{latex_label(label)}}}",
+        "\\medskip",
+        "\\small",
+        "\\setlength{\\tabcolsep}{4pt}",
+        f"\\sbox0{{{tabular}}}%",
+        # one that is wider than the text is made smaller, never cut by the page's edge
+        "\\ifdim\\wd0>\\linewidth\\resizebox{\\linewidth}{!}{\\usebox0}\\else\\usebox0\\fi",
+        *(f"\\par\\smallskip{{\\footnotesize\\raggedright {escape_latex(line)}\\par}}" for line in remarks),
+        "\\end{table}\n",
+    ]
+    macro = [MACRO] if any("\\LDNchar" in line for line in lines) else []
+    return "\n".join(["% needs \\usepackage{booktabs,graphicx}", *macro, *lines])
 
 
 def _tabular(groups: dict[str, pd.DataFrame], starts: list[bool]) -> str:

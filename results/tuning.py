@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from results.figures.tuning import front, slices
+from results.printing import file_stem
 from results.record import TuningRecord, read_tuning, study_folder
 from results.section import Gathered, Section
 from results.summary import scale, title
@@ -39,7 +40,9 @@ def section(gathered: Gathered) -> Section | None:
     if trials is not None:
         told.figures["tuning"] = slices(trials, record.objectives[0], _field_shown(record))
         for other in record.objectives[1:]:
-            told.figures[f"tuning_front_{other.partition('.')[2]}"] = front(trials, record.objectives[0], other)
+            told.figures[file_stem(f"tuning_front_{other.partition('.')[2]}")] = front(
+                trials, record.objectives[0], other
+            )
     return told
 
 

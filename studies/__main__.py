@@ -112,13 +112,16 @@ def run(
     with attended(runs, path.stem) as (shown, stopping), closing(here(on, place, slots, stopping)) as executor:
         tally = drive(study, path.stem, declared_by(path), runs, executor, shown, stopping, retry)
     say_notes(tally.notes, tally.fatal)
-    print_report(console, write_report(runs, path.stem, out))
+    report = write_report(runs, path.stem, out)
+    print_report(console, report)
     left = tally.cells - tally.done - tally.failed
     if left:
         refuse(f"stopped with {left} of {tally.cells} runs to go; the same command goes on from here")
     if tally.failed:
         why = f"`python -m studies status {name}` says why, --retry tries again"
         refuse(f"{tally.failed} of {tally.cells} runs failed; {why}")
+    if report.errors:
+        refuse(report.errors[0])
 
 
 @app.command()

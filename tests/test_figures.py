@@ -34,9 +34,9 @@ def summarised(frame: pd.DataFrame) -> pd.DataFrame:
     return summarise(frame, "test.accuracy", "max")
 
 
-def evaluated(frame: pd.DataFrame) -> pd.DataFrame:
+def evaluated(frame: pd.DataFrame) -> figures.Curves:
     curve = pd.DataFrame({"step": [0, 300, 600], "valid_loss": [2.3, 1.0, 0.5], "valid_accuracy": [0.1, 0.6, 0.8]})
-    return frame[["arm", "reference", "seed", "run_id"]].merge(curve, how="cross")
+    return figures.aligned(frame[["arm", "reference", "seed", "run_id"]].merge(curve, how="cross"))
 
 
 def texts(figure: Figure) -> str:
@@ -216,7 +216,7 @@ def test_a_study_without_results_has_figures_that_say_so() -> None:
     assert texts(figures.arms(frame, summary, "test.accuracy")).count("no result") == 2
     for figure in (
         figures.accuracy_against_cost(summary, "test.accuracy"),
-        figures.training_curves(evaluated(frame).head(0), summary, "test.accuracy"),
+        figures.training_curves(evaluated(frame.head(0)), summary, "test.accuracy"),
     ):
         assert not figure.axes
         assert ": a, b" in texts(figure)
@@ -243,6 +243,81 @@ def test_many_curves_have_a_panel_each_with_the_reference_behind() -> None:
     assert len(visible(many)) == 19
     assert {len(axes.lines) for axes in visible(many)} == {2}
     assert np.asarray(visible(many)[0].lines[1].get_ydata())[-1] == pytest.approx(80)
+
+
+def test_curves_of_unequal_steps_are_interpolated_over_their_shares() -> None:
+    """As with a budget in seconds: every seed evaluates at steps of its own."""
+    frame = gathered(["a", "b"], 2)
+    steps = {("a", 0): (10, 20, 40), ("a", 1): (30, 60), ("b", 0): (20, 40), ("b", 1): (20, 40)}
+    rows = [
+        {"arm": arm, "reference": "a", "seed": seed, "run_id": f"{arm}{seed}", "step": step}
+        | {"valid_loss": 1.0, "valid_accuracy": step / at[-1]}
+        for (arm, seed), at in steps.items()
+        for step in at
+    ]
+    evaluations = pd.DataFrame(rows).assign(arm=lambda rows: rows["arm"].astype(frame["arm"].dtype))
+    curves = figures.aligned(evaluations)
+    assert curves.caption == (
+        "Validation while training: mean and standard deviation (shade) of the seeds. Seeds took different numbers of "
+        "steps: curves are interpolated linearly over the share of these."
+    )
+    axes = figures.training_curves(curves, summarised(frame), "test.accuracy").axes[0]
+    assert axes.get_xlabel() == "Share of the run's steps"
+    assert axes.lines[0].get_xydata().tolist() == [[x, pytest.approx(100 * x)] for x in (0.5, 0.75, 1)]
+    alike = figures.aligned(evaluations[evaluations["arm"] == "b"])
+    assert not alike.interpolated and alike.rows["x"].tolist() == [20, 40, 20, 40]
+
+
+def test_one_seed_has_no_band_and_no_words_for_one() -> None:
+    frame = gathered(["a", "b"], 1)
+    figure = figures.training_curves(evaluated(frame), summarised(frame), "test.accuracy")
+    assert not figure.axes[0].collections and "shade" not in texts(figure)
+    assert evaluated(frame).caption == "Validation while training: one seed an arm."
+
+
+def test_curves_of_several_panels_have_an_axis_each() -> None:
+    frame = gathered(["x: ldn", "x: off", "y: ldn", "y: off"], 2)
+    frame["reference"] = frame["arm"].astype(str).str[:3] + "ldn"
+    figure = figures.training_curves(evaluated(frame), summarised(frame), "test.accuracy")
+    assert [(axes.get_title(), len(axes.lines)) for axes in figure.axes] == [("x", 2), ("y", 2)]
+    assert {text.get_text() for text in figure.legends[0].get_texts()} == {
+        "x: ldn (reference)", "x: off", "y: ldn (reference)", "y: off",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("label", ["_ref", "$x$", "tail\\", "50% \\frac{1}{2}", "^_{", ":x:"])
+def test_a_label_stands_in_figures_as_it_is_written(label: str) -> None:
+    frame = gathered([label, "_b"], 2)
+    summary = summarised(frame)
+    for figure in (
+        figures.accuracy_against_cost(summary, "test.accuracy"),
+        figures.training_curves(evaluated(frame), summary, "test.accuracy"),
+    ):
+        assert figures.encode(figure, "pdf").startswith(b"%PDF")
+        assert [text.get_text() for text in figure.legends[0].get_texts()] == [f"{label} (reference)", "_b"]
+    ticks = figures.arms(frame, summary, "test.accuracy").axes[0].get_yticklabels()
+    assert [tick.get_text() for tick in ticks] == [f"{label} (reference)", "_b"]
+
+
+@pytest.mark.filterwarnings("error:Glyph")
+def test_a_character_without_a_glyph_is_an_escape() -> None:
+    frame = gathered(["中", "é Δ Ж"], 2)
+    summary = summarised(frame)
+    points, strip = (
+        figures.accuracy_against_cost(summary, "test.accuracy"),
+        figures.arms(frame, summary, "test.accuracy"),
+    )
+    for figure in (points, strip):
+        figures.encode(figure, "png")
+    assert [text.get_text() for text in points.legends[0].get_texts()] == ["\\u4e2d (reference)", "é Δ Ж"]
+    assert [tick.get_text() for tick in strip.axes[0].get_yticklabels()] == ["\\u4e2d (reference)", "é Δ Ж"]
+
+
+def test_a_point_at_the_place_of_the_reference_is_seen() -> None:
+    frame = gathered(["a", "b"], 2).assign(**{"test.accuracy": 0.5, "cost.gmac": 1.0})
+    star, point = figures.accuracy_against_cost(summarised(frame), "test.accuracy").axes[0].lines[1::2]
+    assert (star.get_marker(), star.get_markerfacecolor()) == ("*", "none")
+    assert star.get_markersize() > point.get_markersize()
 
 
 def test_a_pdf_keeps_its_text_and_is_the_same_each_time() -> None:

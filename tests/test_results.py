@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import fcntl
 import json
 import math
@@ -26,9 +27,11 @@ from results import tables
 from results.__main__ import main
 from results.files import write_json
 from results.gather import curves, gather
+from results.latex import SYMBOLS
 from results.notes import bold_means, notes, reasons
-from results.record import Manifest, RunRecord, run_folder, write_manifest, write_record
-from results.report import print_report, write_report
+from results.record import Manifest, RunRecord, manifest_of, run_folder, study_folder, write_manifest, write_record
+from results.report import SECTIONS, print_report, write_report
+from results.section import Gathered
 from results.summary import cost_unit, summarise, title
 
 HARD = r"50% of_all & #1 ~^\{}$"
@@ -264,7 +267,6 @@ def test_latex_escapes_what_it_must(summary: pd.DataFrame) -> None:
     assert r"\caption{100\% \& more}" in text
     assert text.isascii()
     assert all(rule in text for rule in (r"\toprule", r"\midrule", r"\bottomrule", r"\llap{\textbf{92.0}}"))
-    assert tables.escape_latex("[a] σ\u0007中") == r"{}[a] $\sigma$??"
 
 
 def test_latex_compiles(summary: pd.DataFrame, tmp_path: Path) -> None:
@@ -272,7 +274,7 @@ def test_latex_compiles(summary: pd.DataFrame, tmp_path: Path) -> None:
         pytest.skip("pdflatex is not installed")
     if not subprocess.run(["kpsewhich", "booktabs.sty"], capture_output=True).stdout:
         pytest.skip("booktabs is not installed")
-    known = "".join(map(chr, range(32, 127))) + "".join(tables.LATEX)
+    known = "".join(map(chr, range(32, 127))) + "".join(SYMBOLS)
     summary["arm"] = summary["arm"].cat.rename_categories({"full": f"[{known}", "no diffusion": "*"})
     table = tables.latex(summary, "test.accuracy", known, "tab:x", reasons(summary))
     document = (
@@ -307,15 +309,74 @@ def test_a_report_writes_what_it_says(runs: Path, frame: pd.DataFrame, tmp_path:
     assert {path: path.read_bytes() for path in write_report(runs, "components", tmp_path / "reports").files} == before
 
 
-def test_a_torn_curve_withholds_the_curves_only(runs: Path, tmp_path: Path) -> None:
+def test_a_torn_curve_withholds_itself_only(runs: Path, tmp_path: Path) -> None:
     (run_folder(runs, "full-1") / "curve.csv").write_text('step,lr\n1,2,3,4\n"')
     report = write_report(runs, "components", tmp_path)
-    assert {"table.md", "arms.png", "significance.csv"} <= {path.name for path in report.files}
+    assert {"table.md", "training_curves.png", "significance.csv"} <= {path.name for path in report.files}
     written = pd.read_csv(report.folder / "significance.csv").drop(columns=["arm", "reference"])
     assert all(written.dtypes.map(pd.api.types.is_numeric_dtype)) and {"difference", "low", "high"} <= set(written)
     file = StringIO()
     print_report(Console(file=file, width=200), report)
-    assert "No training curves: " in file.getvalue()
+    assert "full-1/curve.csv is no table of numbers" in file.getvalue()
+    assert not report.errors
+
+
+def test_a_section_that_fails_is_named_and_withholds_nothing_else(
+    invoke: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(gathered: Gathered) -> None:
+        raise KeyError("odd [red]")
+
+    monkeypatch.setitem(SECTIONS, "tuning", fail)
+    result = invoke("components")
+    assert result.exit_code == 2
+    said = "Not in this report, by an error in the suite: section tuning: KeyError: 'odd [red]' (test_results.py, line"
+    assert said in result.output and said in result.stderr
+    assert "report.html" in result.output and "no diffusion" in result.output
+
+
+def test_a_corrupt_file_of_a_section_withholds_that_section(runs: Path, tmp_path: Path) -> None:
+    (runs / "studies" / "components" / "trials.json").write_text("[")
+    report = write_report(runs, "components", tmp_path)
+    assert any("Not in this report: section tuning: " in line and "trials.json" in line for line in report.missing)
+    assert not report.errors and "Not in this report" in (report.folder / "table.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"study": "../../outside"}, "no name of a folder"),
+        ({"cells": []}, "has no cells"),
+        ({"arms": []}, "has cells and arms that do not match"),
+    ],
+)
+def test_an_odd_manifest_is_refused_in_one_sentence(
+    runs: Path, tmp_path: Path, changes: dict[str, Any], said: str
+) -> None:
+    manifest = manifest_of(runs, "components")
+    write_json(study_folder(runs, "components") / "manifest.json", dataclasses.asdict(manifest) | changes)
+    with pytest.raises(ValueError, match=said):
+        write_report(runs, "components", tmp_path / "reports")
+    assert not (tmp_path / "outside").exists()
+
+
+def test_hostile_text_is_escaped_in_every_file(runs: Path, tmp_path: Path) -> None:
+    manifest = manifest_of(runs, "components")
+    label = "=x\n|<b>\u2028$\\input{a}\x1b[31m"
+    plain = json.loads(json.dumps(dataclasses.asdict(manifest)).replace('"full"', json.dumps(label)))
+    write_manifest(runs, Manifest(**plain | {"question": "two\nlines\udc80"}))
+    report = write_report(runs, "components", tmp_path)
+    assert not report.errors
+    shown = "=x\\n|<b>\\u2028$\\input{a}\\x1b[31m"
+    assert set(gather(runs, "components")["reference"]) == {shown}
+    assert pd.read_csv(report.folder / "runs.csv")["arm"][0] == f"'{shown}"
+    markdown, latex = ((report.folder / f"table.{kind}").read_text(encoding="utf-8") for kind in ("md", "tex"))
+    assert markdown.startswith("# components: two lines\\\\udc80\n") and "\x1b" not in markdown + latex
+    assert r"=x\\n\|\<b>\\u2028\$\\input{a}\\x1b[31m (reference)" in markdown
+    assert r"=x\textbackslash{}n$|$$<$b$>$\textbackslash{}u2028\$\textbackslash{}input\{a\}" in latex
+    file = StringIO()
+    print_report(Console(file=file, width=200), report)
+    assert shown in file.getvalue()
 
 
 @pytest.fixture

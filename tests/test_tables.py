@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,8 +17,9 @@ from results import tables
 from results.apart import apart, sources
 from results.effects import section
 from results.figures.factors import factor_grid
+from results.gather import gather, level_text
 from results.notes import bold_means, caption, legend, notes, reasons
-from results.record import Manifest, run_folder
+from results.record import Manifest, RunRecord, run_folder, write_manifest, write_record
 from results.section import Gathered
 from results.significance import over_examples
 from results.significance import section as significance
@@ -243,6 +247,49 @@ def test_a_crossed_study_has_effects_heat_map_and_importances() -> None:
     annotated = [text.get_text() for text in made.figures["factors"].axes[0].texts]
     assert len(annotated) == 6
     assert all(text.endswith("n = 4") for text in annotated)
+
+
+@pytest.mark.parametrize(
+    ("levels", "shown"),
+    [
+        ((None, 0.5), ["None", "0.5"]),
+        ((None, True), ["None", "on"]),
+        ((True, 1, "1x"), ["on", "1", "1x"]),
+        ((math.nan, 1.0), ["NaN", "1"]),
+        (([1, 2], [1, 3]), ["[1, 2]", "[1, 3]"]),
+        ((1_000_001, 1_000_002), ["1000001", "1000002"]),
+        ((0.1234567, 0.1234568), ["0.1234567", "0.1234568"]),
+        ((2**70, 0), [str(2**70), "0"]),
+        (("Digits(view=rows)", "Digits(view=image)"), ["Digits(view=rows)", "Digits(view=image)"]),
+    ],
+)
+def test_every_level_of_a_factor_has_its_effects(levels: tuple[Any, ...], shown: list[str], tmp_path: Path) -> None:
+    """Written as a study writes them, read back, and crossed with a second factor."""
+    arms, cells = [], []
+    for i, level in enumerate(levels):
+        for steps in (1, 2):
+            label = f"{i}, {steps}"
+            arms.append({"label": label, "reference": "0, 1", "changes": {}, "note": ""})
+            for seed in (0, 1, 2):
+                run_id = f"{i}{steps}{seed}"
+                accuracy = 0.5 + 0.1 * i + 0.01 * steps + 0.003 * ((seed + steps + i) % 3)
+                spec = {"model": {"name": "ldn"}, "task": {"name": "digits"}, "seed": seed}
+                metrics = {"test": {"accuracy": accuracy}, "valid": {"accuracy": accuracy}}
+                write_record(tmp_path, RunRecord(run_id=run_id, spec=spec, status="done", metrics=metrics))
+                factors = {"model.level": level, "model.steps": steps}
+                cells.append({"arm": label, "seed": seed, "run_id": run_id, "factors": factors})
+    write_manifest(tmp_path, dataclasses.replace(manifest("0, 1"), arms=arms, cells=cells))
+    frame = gather(tmp_path, "x")
+    made = section(Gathered(tmp_path, manifest("0, 1"), frame, summarise(frame, "test.accuracy", "max")))
+    assert made is not None
+    expected = [f"model.level {level} − {shown[0]}" for level in shown[1:]]
+    assert made.tables["effects"]["Effect"].tolist()[: len(expected)] == expected
+    estimates = [float(text.replace("−", "-")) for text in made.tables["effects"]["Estimate"][: len(expected)]]
+    assert estimates == pytest.approx([10 * i for i in range(1, len(shown))], abs=0.3)
+    assert len(made.figures["factors"].axes[0].texts) == 2 * len(shown)
+    assert made.tables["importance"].set_index("Factor")["fANOVA"].idxmax() == "model.level"
+    assert set(frame["factor.model.level"].map(level_text)) == set(shown)
+    frame.to_parquet(tmp_path / "runs.parquet")
 
 
 def test_levels_that_are_numbers_ascend_in_a_heat_map() -> None:

@@ -1,6 +1,7 @@
 """The figures of a report, by what they show; `style` is what they share."""
 
-from results.figures.comparison import accuracy_against_cost, arms, training_curves
+from results.figures.comparison import accuracy_against_cost, arms
+from results.figures.curves import Curves, aligned, training_curves
 from results.figures.style import encode
 
-__all__ = ["accuracy_against_cost", "arms", "encode", "training_curves"]
+__all__ = ["Curves", "accuracy_against_cost", "aligned", "arms", "encode", "training_curves"]

@@ -1,4 +1,4 @@
-"""What does a study look like: its arms, what they cost, how they learned?
+"""What does a study look like: its arms, and what they cost?
 
 A study with many arms is shown in more panels, or closer, never cut in silence.
 """
@@ -12,7 +12,6 @@ import matplotlib
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from results.figures.style import (
     COLOURS,
@@ -29,8 +28,6 @@ from results.figures.style import (
     legend_beside,
     log_where_wide,
     nothing,
-    over_reference,
-    panel_an_arm,
     say_absent,
 )
 from results.summary import UNITS, cost_unit, metric_of, scale, title
@@ -115,22 +112,6 @@ def accuracy_against_cost(summary: pd.DataFrame, metric: str) -> Figure:
     return say_absent(figure, summary["arm"][~known], "without a result or a cost")
 
 
-def training_curves(evaluations: pd.DataFrame, summary: pd.DataFrame, metric: str) -> Figure:
-    """Validation over steps, mean and sd of the seeds: one panel for a few arms, else one an arm over its reference."""
-    column = f"valid_{metric.partition('.')[2]}"
-    if column not in evaluations:
-        column = "valid_loss"
-    shown = summary["arm"].isin(evaluations["arm"])
-    with matplotlib.rc_context(STYLE):
-        if not shown.any():
-            figure = nothing()
-        elif shown.sum() <= FEW:
-            figure = _curves_together(evaluations, summary[shown], column)
-        else:
-            figure = _curves_apart(evaluations, summary[shown & ~summary["is_reference"]], column)
-    return say_absent(figure, summary["arm"][~shown], "without a curve")
-
-
 def _spread(summary: pd.DataFrame, drawn: str) -> str:
     return f"{drawn}: standard deviation over seeds" if summary["sd"].notna().any() else ""
 
@@ -152,41 +133,12 @@ def _draw_arms(axes: Axes, arms: pd.DataFrame, values: pd.Series, arm_of: pd.Ser
 
 
 def _draw_point(axes: Axes, point: dict[Hashable, Any], marker: str) -> None:
-    # A reference is seen even among arms that cost and reach the same.
-    marker, size, above = ("*", 8, 3) if point["is_reference"] else (marker, 5, 2)
     x, y, colour = point["x"], point["y"], point["colour"]
-    axes.errorbar(x, y, point["spread"], color=colour, elinewidth=0.8, zorder=above)
-    style = {"color": colour, "markersize": size, "markeredgecolor": "white", "markeredgewidth": 0.4}
-    axes.plot(x, y, marker, **style, label=point["label"], zorder=above)
-
-
-def _curves_together(evaluations: pd.DataFrame, shown: pd.DataFrame, column: str) -> Figure:
-    figure = Figure(figsize=(COLUMN, 2.1), layout="constrained")
-    axes = figure.subplots()
-    for name, label, colour in zip(shown["arm"], labels(shown), colours(shown), strict=True):
-        _draw_curve(axes, evaluations[evaluations["arm"] == name], column, colour, label)
-    axes.set(xlabel="Step", ylabel=title(column.replace("_", ".", 1)))
-    legend_below(figure, _spread(shown, "shade"))
-    return figure
-
-
-def _curves_apart(evaluations: pd.DataFrame, shown: pd.DataFrame, column: str) -> Figure:
-    def draw(axes: Axes, arm: str, colour: Any) -> None:
-        _draw_curve(axes, evaluations[evaluations["arm"] == arm], column, colour)
-
-    wide = 4 if len(shown) <= 16 else 5
-    y = title(column.replace("_", ".", 1))
-    over, note = over_reference(shown, evaluations), _spread(shown, "shade")
-    return panel_an_arm(shown, draw, "Step", y, titles=shown["arm"], wide=wide, size=(0.4, 1.1), over=over, note=note)
-
-
-def _draw_curve(axes: Axes, evaluations: pd.DataFrame, column: str, colour: Any, label: str | None = None) -> None:
-    # by hand, because seaborn's lineplot takes a tenth of a second, and there may be dozens
-    over_seeds = (evaluations[column] * scale(column)).groupby(evaluations["step"])
-    mean, spread = over_seeds.mean(), over_seeds.std().fillna(0)
-    axes.plot(mean.index, mean, color=colour, label=label)
-    axes.fill_between(mean.index, mean - spread, mean + spread, color=colour, alpha=0.2, linewidth=0)
-    axes.xaxis.set_major_locator(MaxNLocator(4, steps=(1, 2, 5, 10)))
-    axes.yaxis.set_major_locator(MaxNLocator(5, steps=(1, 2, 5, 10)))
-    axes.grid(True)
-    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    if point["is_reference"]:  # hollow and large, its bar thin: what lies at the same place is seen behind it
+        axes.errorbar(x, y, point["spread"], color=colour, elinewidth=0.5, zorder=3)
+        style: dict[str, Any] = {"markersize": 10, "markerfacecolor": "none", "markeredgewidth": 0.8}
+        axes.plot(x, y, "*", color=colour, **style, label=point["label"], zorder=3)
+    else:
+        axes.errorbar(x, y, point["spread"], color=colour, elinewidth=1.2, zorder=2)
+        style = {"markersize": 5, "markeredgecolor": "white", "markeredgewidth": 0.4}
+        axes.plot(x, y, marker, color=colour, **style, label=point["label"], zorder=2)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from textwrap import fill
 from typing import Any
@@ -18,7 +19,9 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter
+from matplotlib.font_manager import findfont, get_font
+from matplotlib.text import Text
+from matplotlib.ticker import FixedLocator, LogLocator, NullFormatter
 
 COLUMN, PAGE = 3.35, 6.9  # inches
 GREY = "0.55"
@@ -35,8 +38,11 @@ STYLE = {
     "axes.linewidth": 0.6, "xtick.major.width": 0.6, "ytick.major.width": 0.6, "xtick.minor.width": 0.4,
     "xtick.major.size": 3, "ytick.major.size": 3, "xtick.minor.size": 2, "grid.color": "0.9", "grid.linewidth": 0.5,
     "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True,
-    "text.parse_math": False,  # an arm may have a dollar sign in its name
+    "text.parse_math": False, "text.usetex": False,  # an arm may have a dollar sign in its name
 }  # fmt: skip
+
+
+UNNAMED = re.compile(r"_(child|container)\d+$|_nolegend_$|$")  # what matplotlib calls an artist without a name
 
 
 def encode(figure: Figure, kind: str) -> bytes:
@@ -44,6 +50,7 @@ def encode(figure: Figure, kind: str) -> bytes:
     file = io.BytesIO()
     undated = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}
     with matplotlib.rc_context({"pdf.fonttype": 42, "svg.hashsalt": "ldn"}):
+        _escape_missing_glyphs(figure)
         for axis in (axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis) if axis.get_scale() != "linear"):
             for label in axis.get_ticklabels(which="both"):
                 label.set_parse_math(True)  # powers, never names: the first ticks were made while dollars were text
@@ -52,6 +59,26 @@ def encode(figure: Figure, kind: str) -> bytes:
             figure.set_layout_engine("none")
         figure.savefig(file, format=kind, dpi=300, metadata=undated.get(kind, {}))
     return file.getvalue()
+
+
+def _escape_missing_glyphs(figure: Figure) -> None:
+    """Have every text show an escape such as "\\u4e2d" for a character that its font lacks, instead of an empty box."""
+    for axis in (axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)):
+        if not isinstance(axis.get_major_locator(), FixedLocator):
+            continue  # numbers
+        ticks = axis.get_ticklabels()
+        if (drawable := [_drawable(tick) for tick in ticks]) != [tick.get_text() for tick in ticks]:
+            axis.set_ticklabels(drawable)
+    for text in figure.findobj(Text):
+        text.set_text(_drawable(text))
+
+
+def _drawable(text: Text) -> str:
+    said = text.get_text()
+    if said.isascii():
+        return said
+    code_of = get_font(findfont(text.get_fontproperties())).get_char_index
+    return "".join(c if c in "\n\u2007" or code_of(ord(c)) else c.encode("unicode_escape").decode() for c in said)
 
 
 def labels(summary: pd.DataFrame) -> list[str]:
@@ -66,8 +93,20 @@ def colours(summary: pd.DataFrame) -> list[Any]:
 
 
 def legend_below(figure: Figure, note: str = "") -> None:
-    """What the first panel's lines are called, under a `note` on what else is drawn."""
-    legends_below(figure, {note: figure.axes[0].get_legend_handles_labels()[0]})
+    """What the lines are called, under a `note` on what else is drawn."""
+    legends_below(figure, {note: _named(figure)})
+
+
+def _named(figure: Figure) -> list[Any]:
+    """The lines of all panels that have a name, once each.
+
+    Not by matplotlib's `get_legend_handles_labels`, which leaves out what begins with an underscore.
+    """
+    found: dict[str, Any] = {}
+    for artist in (artist for axes in figure.axes for artist in (*axes.lines, *axes.containers)):
+        if not UNNAMED.match(str(artist.get_label())):
+            found.setdefault(str(artist.get_label()), artist)
+    return list(found.values())
 
 
 def legends_below(figure: Figure, groups: Mapping[str, Sequence[Any]]) -> None:
@@ -92,8 +131,8 @@ def legends_below(figure: Figure, groups: Mapping[str, Sequence[Any]]) -> None:
 
 def legend_beside(figure: Figure, note: str = "") -> None:
     """On the right, its labels wrapped, for more lines than a legend below is read for; the figure is high enough."""
-    handles, names = figure.axes[0].get_legend_handles_labels()
-    texts = [fill(name, LONG) for name in names]
+    handles = _named(figure)
+    texts = [fill(handle.get_label(), LONG) for handle in handles]
     legend = figure.legend(handles, texts, loc="outside right upper", title=fill(note, LONG) or None)
     legend.get_title().set(fontsize=7, color=GREY)
     lines = sum(text.count("\n") + 1 for text in [*texts, fill(note, LONG)])
