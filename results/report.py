@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
-from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
@@ -144,7 +144,7 @@ def _overview(gathered: Gathered, parts: Parts) -> Section:
             made.text.append(f"The {what} show {len(drawn)} of {len(summary)} arms: {CHOICE}.")
     of_learned = frame[(frame["status"] == "done") & frame["arm"].isin(learned["arm"])]
     evaluations = figures.aligned(curves(gathered.runs, of_learned, parts.missing))
-    drawings: dict[str, Callable[[], Figure]] = {
+    drawings: dict[str, Callable[[], Any]] = {
         "arms": lambda: figures.arms(frame, shown, metric),
         "accuracy_against_cost": lambda: figures.accuracy_against_cost(shown, metric),
         "training_curves": lambda: figures.training_curves(evaluations, learned, metric),

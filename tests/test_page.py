@@ -238,7 +238,9 @@ def test_many_runs_are_shown_a_page_at_a_time_and_sections_have_their_tables(
     summary = summarise(frame, manifest.metric, manifest.direction)
     table = summary[["arm", "mean"]].assign(p=[0.5, 0.04, float("nan"), 1e-9, 2.0])
     others, sections = apart(frame, manifest.metric), [Section("Tests", ["<i>Why</i>"], {"p": table})]
-    html = pages.page(Gathered(runs, manifest, many, summary, records), tmp_path, others, [], [], {}, {}, sections)
+    html = pages.page(
+        Gathered(runs, manifest, many, summary, records), tmp_path, others, [], [], Section(""), {}, sections
+    )
     (tmp_path / "many.html").write_text(html)
     opened = browser.new_page()
     opened.goto((tmp_path / "many.html").as_uri())

@@ -103,7 +103,8 @@ def _named(figure: Figure) -> list[Any]:
     Not by matplotlib's `get_legend_handles_labels`, which leaves out what begins with an underscore.
     """
     found: dict[str, Any] = {}
-    for artist in (artist for axes in figure.axes for artist in (*axes.lines, *axes.containers)):
+    drawn: list[Any] = [artist for axes in figure.axes for artist in (*axes.lines, *axes.containers)]
+    for artist in drawn:
         if not UNNAMED.match(str(artist.get_label())):
             found.setdefault(str(artist.get_label()), artist)
     return list(found.values())
