@@ -11,6 +11,7 @@
                  /progress.json     where a running run is
     runs/code/<hash>/               a copy of the code, which jobs on a cluster run
     runs/studies/<name>/manifest.json   which run is which cell of the study
+                       /declared/<digest>.json   the same of every set of cells declared so far, also elsewhere
                        /journal.log     the Optuna journal: a queue, rebuilt from the records when lost
                        /tuning.log      the Optuna journal of its tuning, rebuilt from trials.json when lost
                        /trials.json     TuningRecord with all trials
@@ -34,6 +35,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from results.files import CorruptFile, read_json, write_json
+from results.identity import SUITE, read_source, source_of, stored_source, validate_source
 from results.locks import is_held
 
 SCHEMA = 1
@@ -90,7 +92,7 @@ class Manifest:
     @property
     def called(self) -> str:
         """What a command line knows it by: a study that ships by its name, any other by its file."""
-        if self.source == f"the suite's {self.study}":
+        if self.source == f"{SUITE}{self.study}":
             return self.study
         near = os.path.relpath(self.source)
         return self.source if near.startswith("..") else near
@@ -294,19 +296,39 @@ def read_probe(runs: Path, run_id: str) -> ProbeRecord | None:
     return None if plain is None else _from_plain(ProbeRecord, plain, path)
 
 
-def write_manifest(runs: Path, manifest: Manifest) -> None:
-    write_json(study_folder(runs, manifest.study) / "manifest.json", dataclasses.asdict(manifest))
+def write_manifest(runs: Path, manifest: Manifest, file: str = "manifest.json") -> None:
+    path = study_folder(runs, manifest.study) / file
+    source = stored_source(manifest.source, path.parent)
+    write_json(path, dataclasses.asdict(dataclasses.replace(manifest, source=source)))
 
 
-def read_manifest(runs: Path, study: str) -> Manifest | None:
+def read_manifest(runs: Path, study: str, file: str = "manifest.json") -> Manifest | None:
     """A study's manifest; None if the study was never run here. Raises CorruptFile."""
-    path = study_folder(runs, study) / "manifest.json"
+    path = study_folder(runs, study) / file
     plain = read_json(path, "delete it and call `python -m studies run` again, which writes it anew")
-    return None if plain is None else _from_plain(Manifest, plain, path)
+    if plain is None:
+        return None
+    manifest: Manifest = _from_plain(Manifest, plain, path)
+    manifest.source = read_source(manifest.source, path.parent)
+    return manifest
+
+
+def validate_owner(runs: Path, study: Path) -> None:
+    """Raise ValueError if another study file of the same name has been run or searched here."""
+    folder, source = study_folder(runs, study.stem), source_of(study)
+    if (manifest := read_manifest(runs, study.stem)) is not None:
+        validate_source(folder / "manifest.json", manifest.source, source)
+    elif (tuning := read_tuning(folder / "trials.json")) is not None:
+        validate_source(folder / "trials.json", tuning.source, source)
 
 
 def manifest_of(runs: Path, study: str) -> Manifest:
-    """The manifest of a study, given by its name or its file. ValueError if it was never run here."""
+    """The manifest of a study, given by its name or its file.
+
+    Raises ValueError if it was never run here, or if another study file of the same name was.
+    """
+    if study.endswith(".py") and Path(study).is_file():
+        validate_owner(runs, Path(study))
     manifest = read_manifest(runs, Path(study).stem if study.endswith(".py") else study)
     if manifest is None:
         known = sorted(path.parent.name for path in runs.glob("studies/*/manifest.json"))
@@ -332,13 +354,17 @@ def unfinished(runs: Path, run_id: str) -> tuple[str, str]:
 
 
 def write_tuning(path: Path, tuning: TuningRecord) -> None:
-    write_json(path, vars(tuning))
+    write_json(path, vars(tuning) | {"source": stored_source(tuning.source, path.parent)})
 
 
 def read_tuning(path: Path) -> TuningRecord | None:
     """The TuningRecord in `path`; None if there is no such file. Raises CorruptFile."""
     plain = read_json(path, "delete it and call `python -m studies tune` again, which writes it anew from its runs")
-    return None if plain is None else _from_plain(TuningRecord, plain, path)
+    if plain is None:
+        return None
+    tuning: TuningRecord = _from_plain(TuningRecord, plain, path)
+    tuning.source = read_source(tuning.source, path.parent)
+    return tuning
 
 
 def write_cost(runs: Path, record: CostRecord) -> Path:

@@ -17,6 +17,7 @@ from rich.table import Table
 
 from results import costs, diffusion, effects, evals, figures, significance, tables, tuning
 from results.apart import apart, sources
+from results.declarations import undeclared_note
 from results.files import made_folder
 from results.gather import curves, gather, printable_manifest
 from results.latex import unknown_to_pdflatex
@@ -174,6 +175,8 @@ def _remarks(gathered: Gathered, why: list[str]) -> list[str]:
     remarks = notes(gathered.frame)
     remarks += [f"{arm['label']}: {arm['note']}." for arm in manifest.arms if arm["note"]]
     remarks += manifest.notes
+    if undeclared := undeclared_note(gathered.runs, manifest):
+        remarks.append(f"{undeclared[:1].upper()}{undeclared[1:]}.")
     printed = "".join([manifest.question, *gathered.summary["arm"], *why, *remarks])
     if codes := unknown_to_pdflatex(printed):
         remarks.append(f"pdfLaTeX prints these characters of the tables as codes: {' '.join(codes)}.")

@@ -16,6 +16,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
+from results.identity import source_of
 from results.text import PlainConsole, degrade_output, print_error, styled
 from studies import catalogue
 
@@ -99,7 +100,7 @@ def run(
         from studies.plan import plan_lines
         from studies.slurm import launch
 
-        asked = launch(study, path.stem, declared_by(path), read_cluster(slurm), place, slots, retry, dry_run)
+        asked = launch(study, path.stem, source_of(path), read_cluster(slurm), place, slots, retry, dry_run)
         for line in plan_lines(asked):
             console.print(line, soft_wrap=True)
         say_notes(asked.notes, "")
@@ -110,7 +111,7 @@ def run(
         raise ValueError("--dry-run plans jobs for --on slurm; `python -m studies show` says what a study runs")
     made_folder(out / path.stem)  # not after hours of training
     with attended(runs, path.stem) as (shown, stopping), closing(here(on, place, slots, stopping)) as executor:
-        tally = drive(study, path.stem, declared_by(path), runs, executor, shown, stopping, retry)
+        tally = drive(study, path.stem, source_of(path), runs, executor, shown, stopping, retry)
     say_notes(tally.notes, tally.fatal)
     report = write_report(runs, path.stem, out)
     print_report(console, report)
@@ -162,7 +163,7 @@ def tune(
         if dry_run or detach:
             after = "nothing was submitted"
             if not dry_run:
-                job = detached(study, path.stem, declared_by(path), path, facts, place, slots, retry)
+                job = detached(study, path.stem, source_of(path), path, facts, place, slots, retry)
                 after = f"driven by job {job}; `python -m studies status {name}` shows how far it is"
             console.print(after, style="dim")
             return
@@ -172,7 +173,7 @@ def tune(
         on_cluster = on == "slurm"
         made = Workers(study, path.stem, facts, place, slots) if on_cluster else here(on, place, slots, stopping)
         with closing(made) as executor:
-            tally, found = tune(study, path.stem, declared_by(path), runs, executor, display, stopping, retry)
+            tally, found = tune(study, path.stem, source_of(path), runs, executor, display, stopping, retry)
     say_notes(tally.notes, tally.fatal)
     console.print(winners(found))
     if missing := found.left:
@@ -215,10 +216,6 @@ def refuse_missing_data(specs: Iterable[RunSpec], data: Path) -> None:
             raise ValueError(f"nothing was begun: {missing}")
 
 
-def declared_by(path: Path) -> str:
-    return f"the suite's {path.stem}" if path.parent == catalogue.SHIPPED else str(path.resolve())
-
-
 def say_notes(notes: list[str], fatal: str) -> None:
     for note in notes:
         console.print(note, style="yellow", soft_wrap=True)
@@ -234,17 +231,23 @@ def status(
     runs: Runs = Path("runs"),
 ) -> None:
     """How far a study is and what failed, from its files and SLURM's queue: works while it runs, from any machine."""
+    from results.record import validate_owner
     from studies.status import show_status
 
-    show_status(console, runs, catalogue.source(name).stem, every if watch else None)
+    path = catalogue.source(name)
+    validate_owner(runs, path)
+    show_status(console, runs, path.stem, every if watch else None)
 
 
 @app.command()
 def cancel(name: Name, runs: Runs = Path("runs")) -> None:
     """Take a study's jobs out of SLURM's queue, its search's too; the same command goes on from the checkpoints."""
+    from results.record import validate_owner
     from studies.jobs import cancel
 
-    console.print(f"{cancel(runs, catalogue.source(name).stem)} jobs cancelled")
+    path = catalogue.source(name)
+    validate_owner(runs, path)
+    console.print(f"{cancel(runs, path.stem)} jobs cancelled")
 
 
 @app.command()

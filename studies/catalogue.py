@@ -10,10 +10,10 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from results.identity import SHIPPED
+
 if TYPE_CHECKING:  # a study imports torch; listing the studies must not
     from studies.study import Study
-
-SHIPPED = Path(__file__).parent / "ablations"
 
 
 def shipped() -> dict[str, str]:

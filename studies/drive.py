@@ -11,7 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, TypeVar
 
+from results.declarations import keep_declaration
 from results.files import CorruptFile, made_folder
+from results.identity import validate_source
 from results.locks import locked
 from results.record import (
     Manifest,
@@ -223,15 +225,15 @@ def survey(runs: Path, cells: list[Cell], retry: bool, tally: Tally) -> tuple[di
 
 
 def declare(study: Study, name: str, source: str, runs: Path, cells: list[Cell]) -> None:
-    """Write the study's manifest. Raises ValueError if the one that is there came from another file."""
+    """Write the study's manifest, and keep what it declared before. Raises ValueError if it is another study's."""
     try:
         former = read_manifest(runs, name)
     except CorruptFile:
-        former = None  # it holds nothing that this one does not
-    if former is not None and former.source != source:
-        raise ValueError(
-            f"{study_folder(runs, name)} belongs to {former.source}, not to {source}: rename the file or choose --runs"
-        )
+        former = None  # its cells are kept beside it
+    if former is not None:
+        alike = {cell["run_id"] for cell in former.cells} & {cell.spec.run_id for cell in cells}
+        validate_source(study_folder(runs, name) / "manifest.json", former.source, source, bool(alike))
+        keep_declaration(runs, former)
     expanded = {arm.label: arm for arm in study.expanded()}
     arms = [
         {
@@ -256,6 +258,7 @@ def declare(study: Study, name: str, source: str, runs: Path, cells: list[Cell])
         tuning={} if study.tuned is None else dataclasses.asdict(study.tuned),
     )
     write_manifest(runs, manifest)
+    keep_declaration(runs, manifest)
 
 
 @contextmanager

@@ -31,6 +31,7 @@ from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner
 from optuna.samplers import TPESampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from results.identity import validate_source
 from results.record import (
     RunRecord,
     TuningRecord,
@@ -288,10 +289,10 @@ class Search:
             arms={}, commit=commit()["commit"], dirty=commit()["dirty"],
         )  # fmt: skip
         former = read_tuning(self.path)
-        if former is not None and former.source != source:
-            raise ValueError(
-                f"{self.path.parent} belongs to {former.source}, not to {source}: rename the file or choose --runs"
-            )
+        if former is not None:
+            bases = {arm["base"] for arm in former.arms.values()}
+            alike = any(base_of(arm.spec, self.tuning.space) in bases for arm in study.declared())
+            validate_source(self.path, former.source, source, alike)
         self.listed: dict[str, list[dict[str, Any]]] = {}  # by arm
         self.waiting: list[tuple[Trial, Cell]] = []
         journal = Journal(study_folder(runs, name) / "tuning.log")

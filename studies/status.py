@@ -14,6 +14,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from results.declarations import undeclared_note
 from results.files import CorruptFile, read_json
 from results.record import manifest_of, read_manifest, read_record, unfinished
 from results.text import styled, styled_lines
@@ -96,6 +97,7 @@ def look(runs: Path, name: str) -> tuple[list[State], str]:
     states = [_state(runs, cell, given.get(cell["run_id"]), asked) for cell in manifest.cells]
     gone = {given[state.run_id].job_id for state in states if state.status == "lost" and state.run_id in given}
     ends = ended_jobs(sorted(gone))
+    note = "\n".join(line for line in (note, undeclared_note(runs, manifest)) if line)
     return [
         _lost(runs, name, s, given[s.run_id], ends) if s.status == "lost" and not s.text else s for s in states
     ], note

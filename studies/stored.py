@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from results.record import RunRecord, read_manifest, read_record, run_folder
+from results.record import RunRecord, manifest_of, read_manifest, read_record, run_folder
 from studies import checkpoint
 from studies.spec import RunSpec
 
@@ -35,7 +35,7 @@ def find_runs(runs: Path, name: str, arms: Sequence[str] = ()) -> StoredRuns:
     nothing is done.
     """
     study = Path(name).stem if name.endswith(".py") else name
-    manifest = None if "/" in study else read_manifest(runs, study)
+    manifest = manifest_of(runs, name) if name.endswith(".py") else None if "/" in name else read_manifest(runs, name)
     if manifest is None:
         if arms:
             raise ValueError(f"--arm chooses from a study, and {runs} has no study {study!r}")

@@ -300,9 +300,15 @@ def test_another_file_of_the_same_name_is_refused(command: Command, tmp_path: Pa
     text = STUDY.replace("steps=5", "steps=0").replace("(0, 1)", "[0]")
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
-        (tmp_path / folder / "mine.py").write_text(text)
+        (tmp_path / folder / "mine.py").write_text(f"# {folder}\n{text}")
     assert command("run", "a/mine.py", "--on", "inline").code == 0
-    refused(command("run", "b/mine.py", "--on", "inline"), r"mine belongs to .*a/mine.py, not to .*b/mine.py: rename")
+    refused(
+        command("run", "b/mine.py", "--on", "inline"),
+        r"manifest.json belongs to .*a/mine.py, not to .*b/mine.py: rename the file, .*",
+    )
+    refused(
+        command("status", "b/mine.py"), r"manifest.json belongs to .*a/mine.py, not to .*b/mine.py: rename the file, .*"
+    )
 
 
 # a full disk

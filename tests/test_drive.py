@@ -466,10 +466,8 @@ def test_a_second_driver_is_refused_and_told_who_the_first_is(tmp_path: Path) ->
     assert call(tmp_path).tally.found == 6
 
 
-def test_another_file_of_the_same_name_is_refused(tmp_path: Path) -> None:
+def test_a_damaged_manifest_is_written_anew(tmp_path: Path) -> None:
     call(tmp_path, stop_after=1)
-    with pytest.raises(ValueError, match=r"s belongs to s.py, not to elsewhere/s.py: rename the file or choose --runs"):
-        drive(STUDY, "s", "elsewhere/s.py", tmp_path / "runs", Noting(place(tmp_path)), Log())
     manifest = study_folder(tmp_path / "runs", "s") / "manifest.json"
     manifest.write_text("{")  # it holds nothing that the study does not
     assert call(tmp_path).tally.done == 6

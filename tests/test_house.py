@@ -23,7 +23,17 @@ TESTS = sorted(path.relative_to(ROOT) for path in (ROOT / "tests").rglob("*.py")
 MAY_IMPORT = {
     "ldn": ("ldn",),
     "baselines": ("baselines", "ldn"),
-    "studies": ("studies", "baselines", "ldn", "results.record", "results.files", "results.locks", "results.text"),
+    "studies": (
+        "studies",
+        "baselines",
+        "ldn",
+        "results.record",
+        "results.files",
+        "results.locks",
+        "results.text",
+        "results.identity",
+        "results.declarations",
+    ),
     "results": ("results",),
     "benchmarks": ("benchmarks", *ROOMS, "tests.slurm.machine"),  # no room: it times all of them, one on a real SLURM
 }

@@ -429,8 +429,11 @@ def test_an_arm_that_has_changed_is_tuned_anew_and_the_others_are_not(copied: Pa
     tally, found = tune(changed, "s", str(copied / "s.py"), copied / "runs", executor, Silent())
     assert tally.notes == ["linear: what is asked has changed, so its tuning begins anew"]
     assert len(executor.submitted) == 3 and len(found.history) == 6
-    with pytest.raises(ValueError, match=r"belongs to .*s\.py, not to other\.py: rename the file or choose --runs"):
+    (copied / "s.py").touch()
+    with pytest.raises(ValueError, match=r"trials.json belongs to .*s\.py, not to other\.py: rename the file, "):
         tune(changed, "s", "other.py", copied / "runs", executor, Silent())
+    (copied / "s.py").unlink()
+    assert tune(changed, "s", "other.py", copied / "runs", executor, Silent())[0].found == 6  # the file was moved
 
 
 # killed
