@@ -48,6 +48,7 @@ def cost_frame(records: Iterable[CostRecord]) -> pd.DataFrame:
         row |= {name: printable(row[name]) for name in ("label", "reason")}
         row |= {name: env.get(name) for name in ("device", "threads", "node", "torch", "cuda", "commit", "dirty")}
         row |= {name: env.get(name, math.nan) for name in ("load", "cache_bytes")}
+        row["uncounted"] = ", ".join(record.uncounted)
         row |= {"blocks": len(seconds), "cost_id": record.cost_id}
         rows.append(row)
     frame = pd.DataFrame(rows, columns=None if rows else [*_columns()])

@@ -56,7 +56,7 @@ def detail_table(frame: pd.DataFrame) -> pd.DataFrame:
                 "Passes": str(row["iterations"]) if done else "",
                 "Peak MB": f"{row['peak_bytes'] / 1e6:,.1f}" if row["peak_bytes"] else "",
                 "Params (M)": rounded(row["params"] / 1e6, 3) if row["params"] else "",
-                "GMAC": "" if math.isnan(row["gmac"]) else rounded(row["gmac"], 3),
+                "GMAC": "" if math.isnan(row["gmac"]) else "≥ " * bool(row["uncounted"]) + rounded(row["gmac"], 3),
                 "GB/s (share)": _share(row["gb_s"], row["gb_share"]),
                 "TFLOP/s (share)": _share(row["tflop_s"], row["tflop_share"]),
             }
@@ -77,6 +77,7 @@ def notes(frame: pd.DataFrame) -> list[str]:
         "backward as two forward passes. Shares are of the ceilings. "
         "GB/s count what eager operations read and write, each by itself; compiled "
         "code merges them, so there it is not known.",
+        *lower_bounds(frame),
         *unmeasured(frame),
     ]
 
@@ -98,6 +99,15 @@ def where(frame: pd.DataFrame) -> list[str]:
     if frame["device"].astype(str).str.startswith("cpu").any():
         said.append("On a shared CPU only ratios inside one run mean anything.")
     return said
+
+
+def lower_bounds(frame: pd.DataFrame) -> list[str]:
+    """Which multiply-adds are a lower bound, and for which operations."""
+    bounds = frame.loc[frame["uncounted"] != "", ["label", "uncounted"]].drop_duplicates()
+    return [
+        f"≥: the GMAC and TFLOP/s of {label} are lower bounds, for these operations have no count: {names}."
+        for label, names in bounds.itertuples(index=False)
+    ]
 
 
 def unmeasured(frame: pd.DataFrame) -> list[str]:

@@ -42,6 +42,10 @@ def legend(summary: pd.DataFrame) -> list[str]:
         "not corrected for the number of arms.",
         "kMAC, MMAC, GMAC: 1e3, 1e6, 1e9 multiply-adds of one example's forward pass; elementwise work apart.",
     ]
+    if summary["uncounted"].any():
+        bounds = summary[summary["uncounted"] != ""]
+        named = "; ".join(f"{arm} ({names})" for arm, names in zip(bounds["arm"], bounds["uncounted"], strict=True))
+        said.append(f"≥: a lower bound, for these operations have no count: {named}.")
     if summary[["examples_per_second", "peak_bytes"]].notna().any(axis=None):
         said.append(
             "ex/s, MiB: examples a second and memory of a forward and backward pass, by `bench`; the "

@@ -47,9 +47,10 @@ class RunRecord:
     """How one run ended, failures included.
 
     `spec` is the run's canonical content as plain data, `metrics` maps a split to its metrics
-    (`{"test": {"accuracy": 0.97, "loss": 0.1}}`), `cost` holds params, gmac and gmac by operation,
-    `data` the fingerprint of the data and what its checksums said, `attempts` one entry for every
-    time the run was started (node, device, threads, commit, dirty, torch, started, seconds, first_step).
+    (`{"test": {"accuracy": 0.97, "loss": 0.1}}`), `cost` holds params, gmac and gmac by operation
+    (lower bounds if `uncounted` lists any operation), `data` the fingerprint of the data and what its
+    checksums said, `attempts` one entry for every time the run was started (node, device, threads,
+    commit, dirty, torch, started, seconds, first_step).
     """
 
     run_id: str
@@ -144,7 +145,8 @@ class CostRecord:
     `peak_bytes` is what the device's allocator held at most, weights, input and gradients included, `moved_bytes` what
     the pass's operations read and wrote, each by itself (0: not known, as under compilation, which merges them), and
     `least_bytes` what a kernel has to move however it is written: its input read once, its output written once (0: not
-    counted, as of a model). `gmac` is of the forward pass of one example.
+    counted, as of a model). `gmac` is of the forward pass of one example, a lower bound if
+    there are `uncounted` operations.
     `copy_gb_s` and `matmul_tflop_s` are the device's ceilings as measured beside it. What is unknown is NaN or 0.
     """
 
@@ -169,6 +171,7 @@ class CostRecord:
     least_bytes: int = 0
     params: int = 0
     gmac: float = math.nan
+    uncounted: list[str] = field(default_factory=list)
     copy_gb_s: float = math.nan
     matmul_tflop_s: float = math.nan
     env: dict[str, Any] = field(default_factory=dict)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
 from collections.abc import Iterable
@@ -67,6 +68,7 @@ def summarise(frame: pd.DataFrame, metric: str, direction: Literal["max", "min"]
             "collapsed": collapsed(frame).groupby(frame["arm"], observed=False).sum(),
             "params": _first(frame, "cost.params"),
             "gmac": _first(frame, "cost.gmac"),
+            "uncounted": _uncounted(frame),
             "examples_per_second": _first(frame, "cost.examples_per_second"),
             "peak_bytes": _first(frame, "cost.peak_bytes"),
             "missing": _missing(frame[value.isna()], metric),
@@ -162,6 +164,14 @@ def cost_unit(gmac: pd.Series) -> str:
 def _first(frame: pd.DataFrame, column: str) -> pd.Series | float:
     """A cost is the same for all seeds of an arm, and known of a run that diverged as well."""
     return frame.groupby("arm", observed=False)[column].first() if column in frame else math.nan
+
+
+def _uncounted(frame: pd.DataFrame) -> pd.Series | str:
+    """The operations without a count, for which an arm's multiply-adds are a lower bound: "aten::cdist"."""
+    if "cost.uncounted" not in frame:
+        return ""
+    first = frame.groupby("arm", observed=False)["cost.uncounted"].first()
+    return first.map(lambda text: ", ".join(json.loads(text)), na_action="ignore").fillna("")
 
 
 def _missing(lacking: pd.DataFrame, metric: str) -> pd.Series:

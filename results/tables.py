@@ -141,7 +141,9 @@ def arranged(summary: pd.DataFrame, apart: pd.DataFrame | None = None) -> pd.Dat
         place = rows.drop_duplicates("reference").set_index("reference")["panel"]
         others = apart.rename(columns={"label": "arm"}).assign(panel=apart["reference"].map(place), missing="")
         others = others.assign(**dict.fromkeys(("is_reference", "best", "tied"), False), n=0, planned=0, pairs=0)
-        rows = pd.concat([rows, others.assign(collapsed=0).reindex(columns=rows.columns)], ignore_index=True)
+        rows = pd.concat(
+            [rows, others.assign(collapsed=0, uncounted="").reindex(columns=rows.columns)], ignore_index=True
+        )
         rows = rows.sort_values("panel", kind="stable", ignore_index=True)
     block = rows["panel"].astype(str) + rows["kind"]
     return rows.assign(starts=block != block.shift(fill_value=block.iloc[0]))
@@ -193,6 +195,8 @@ def _costs(rows: pd.DataFrame) -> dict[str, list[str]]:
     for column, (head, factor, form) in forms.items():
         if column in ("params", "gmac") or (column in rows and rows[column].notna().any()):
             texts = _numbers(rows[column] * factor, form)
+            if column == "gmac":  # a lower bound, where an operation has no count
+                texts = [f"≥ {t}" if t and names else t for t, names in zip(texts, rows["uncounted"], strict=True)]
             columns[head] = [
                 text or (DASH if kind == "arm" else "") for text, kind in zip(texts, rows["kind"], strict=True)
             ]

@@ -181,6 +181,7 @@ class Round:
         for point in points.values():
             record = self.records[point]
             record.params, record.gmac = facts["params"], facts["gmac"]
+            record.uncounted = facts.get("uncounted", [])
             if record.status == "skipped":
                 continue
             try:

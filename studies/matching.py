@@ -12,7 +12,7 @@ from typing import Literal
 
 import torch
 
-from studies.meter import measure, parameters
+from studies.meter import exact_gmac, measure, parameters
 from studies.spec import RunSpec, with_field
 
 ABOVE = 1.1
@@ -61,4 +61,5 @@ def _cost(spec: RunSpec, by: str) -> float:
     if by == "params":
         with torch.device("meta"):
             return parameters(spec.model.build(spec.task.input, spec.task.target))
-    return measure(spec.model.build(spec.task.input, spec.task.target), spec.task.input).gmac
+    cost = measure(spec.model.build(spec.task.input, spec.task.target), spec.task.input)
+    return exact_gmac(cost, f"matching {spec.model.name} by gmac", 'match="params"')

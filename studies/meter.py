@@ -1,55 +1,79 @@
-"""What a model costs: parameters and multiply-adds, with every operation accounted for.
+"""What a model costs: parameters and multiply-adds of a forward pass.
 
-fvcore traces the network and asks a handle for each operation. Left alone it skips attention, recurrences and
-stencils in silence, which flatters whoever uses them; here an operation that nothing covers raises.
+fvcore traces the network, and `studies.macs` has a count for each operation. An operation without one is named in
+`Cost.uncounted`; the counts are then lower bounds.
 
 `gmac` counts fused multiply-adds in 10^9 (what papers call GFLOPs) of products: linear maps, convolutions, matrix
-products, attention, recurrences, and diffusion as (E + 1) D a token and sub-step for E edges, whichever
-implementation runs. Elementwise work (norms, activations, softmax, sums) is counted apart, for all models alike.
+products, attention, recurrences, Fourier transforms, and diffusion as (E + 1) D a token and sub-step for E edges,
+whichever implementation runs. Elementwise work (norms, activations, softmax, sums, pools) is counted apart, for all
+models alike.
 """
 
 from __future__ import annotations
 
 import logging
-import math
 import warnings
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from fvcore.nn import FlopCountAnalysis
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from ldn.classifier import InputSpec
+from studies.macs import UNCOUNTED, handles
+
+UNTRACED = "all but matrix products and convolutions (torch.jit cannot trace the model)"
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one forward pass over one example of full length: `gmac` in 10^9 multiply-adds, by operation too."""
+    """Of one forward pass over one example of full length.
+
+    gmac: 10^9 multiply-adds. elementwise_g: 10^9 elements of elementwise operations.
+    by_operation: gmac by operation.
+    uncounted: operations whose cost is not known; if there are any, the counts are lower bounds.
+    """
 
     params: int
     gmac: float
     elementwise_g: float
     by_operation: dict[str, float]
+    uncounted: list[str] = field(default_factory=list)
 
 
 class UncountedOperation(ValueError):
-    """The network uses an operation for which no cost is known."""
+    """An exact count is needed, and the network uses an operation whose cost is not known."""
 
 
 def measure(network: nn.Module, spec: InputSpec) -> Cost:
-    """The cost of `network` on one example of `spec`, at its full length. Raises UncountedOperation."""
+    """The cost of `network` on one example of `spec`, at its full length."""
     device = next(network.parameters()).device
-    training = network.training
+    training, fast_path = network.training, torch.backends.mha.get_fastpath_enabled()
     network.eval()
+    torch.backends.mha.set_fastpath_enabled(False)  # one operator for a whole layer, which hides its operations
     try:
         counts = _count(network, example(spec).to(device))
     finally:
+        torch.backends.mha.set_fastpath_enabled(fast_path)
         network.train(training)
+    uncounted = sorted(name.removeprefix(UNCOUNTED) for name in counts if name.startswith(UNCOUNTED))
     elementwise = counts.pop("elementwise", 0)
-    by_operation = {name: count / 1e9 for name, count in sorted(counts.items()) if count}
-    return Cost(parameters(network), sum(counts.values()) / 1e9, elementwise / 1e9, by_operation)
+    products = {name: n for name, n in sorted(counts.items()) if n and not name.startswith(UNCOUNTED)}
+    by_operation = {name: n / 1e9 for name, n in products.items()}
+    return Cost(parameters(network), sum(products.values()) / 1e9, elementwise / 1e9, by_operation, uncounted)
+
+
+def exact_gmac(cost: Cost, purpose: str, instead: str) -> float:
+    """`cost.gmac`. Raises UncountedOperation where it is a lower bound, for which `purpose` has no use."""
+    if cost.uncounted:
+        raise UncountedOperation(
+            f"{purpose} needs all multiply-adds of a model, and these operations have no count: "
+            f"{', '.join(cost.uncounted)}; use {instead}, or give them one in studies/macs.py"
+        )
+    return cost.gmac
 
 
 def parameters(network: nn.Module) -> int:
@@ -66,74 +90,34 @@ def example(spec: InputSpec) -> Tensor:
     return torch.zeros(1, spec.channels, *spec.grid)
 
 
+class _Opaque(nn.Module):
+    """A network as one module: fvcore then puts no hooks on its parts, which scripted modules would refuse."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.parts = [network]  # in a list, it is not registered
+
+    def state_dict(self, *args: Any, **options: Any) -> Any:
+        """What the tracer takes as parameters."""
+        return self.parts[0].state_dict(*args, **options)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.parts[0](x)
+
+
 def _count(network: nn.Module, x: Tensor) -> Counter[str]:
-    analysis = FlopCountAnalysis(network, (x,))
-    for names, handle in HANDLES.items():
-        analysis.set_op_handle(*(argument for name in names for argument in (name, handle)))
+    """Counts by operation; with the prefix UNCOUNTED, the operations that have none."""
+    analysis = FlopCountAnalysis(_Opaque(network), (x,)).clear_op_handles()
+    analysis.set_op_handle(*(argument for item in handles().items() for argument in item))
     analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
     logging.getLogger("fvcore.nn.jit_analysis").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # tracing specialises on shapes, which is what is wanted here
-        counts = Counter(analysis.by_operator())
-        uncovered = [name for name in analysis.unsupported_ops() if name not in FREE]
-    if uncovered:
-        raise UncountedOperation(
-            f"no cost is known for {', '.join(sorted(uncovered))}; give it a handle in studies/meter.py"
-        )
-    return counts
-
-
-# --- handles: (inputs, outputs) of a traced operation -> its count ------------------------------
-
-
-def _shape(value: Any) -> list[int]:
-    return value.type().sizes() or []
-
-
-def _elements(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
-    """Elements that the operation reads or writes, whichever are more (a sum reads them, an outer sum writes them)."""
-    return Counter(elementwise=max(math.prod(_shape(value)) for value in (inputs[0], outputs[0])))
-
-
-def _attention(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
-    """q (..., N, d) with k and v (..., M, d): N M d for the scores and N M d for the mix."""
-    (*batch, n, d), (*_, m, _), (*_, d_v) = _shape(inputs[0]), _shape(inputs[1]), _shape(inputs[2])
-    return Counter(attention=math.prod(batch) * n * m * (d + d_v))
-
-
-def _recurrence(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
-    """Every matrix of weights is applied once to every token."""
-    batch, n, _ = _shape(inputs[0])
-    lists = [list(value.node().inputs()) for value in inputs if value.node().kind() == "prim::ListConstruct"]
-    shapes = [_shape(weight) for weight in max(lists, key=len)]  # the other list holds the initial states
-    return Counter(recurrence=batch * n * sum(math.prod(shape) for shape in shapes if len(shape) == 2))
-
-
-def _diffuse(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
-    """x (B, *grid, D), weights (E, .), steps: (E + 1) D a token and sub-step."""
-    edges, steps = _shape(inputs[2])[0], inputs[4].toIValue()
-    return Counter(diffuse=math.prod(_shape(inputs[0])) * (edges + 1) * steps)
-
-
-HANDLES = {
-    ("aten::scaled_dot_product_attention",): _attention,
-    ("aten::lstm", "aten::gru"): _recurrence,
-    ("ldn::diffuse",): _diffuse,
-    (
-        "aten::add",
-        "aten::sub",
-        "aten::mul",
-        "aten::div",
-        "aten::sum",
-        "aten::mean",
-        "aten::elu",
-        "aten::gelu",
-        "aten::sigmoid",
-        "aten::softplus",
-        "aten::softmax",
-        "aten::layer_norm",
-    ): _elements,
-}
-
-# operations that move or choose data and compute nothing (besides those that fvcore knows to be free)
-FREE = {"aten::repeat_interleave", "aten::roll", "aten::one_hot", "aten::embedding", "aten::clone"}
+        try:
+            counts = Counter(analysis.by_operator())
+        except Exception as error:  # scripted, compiled or checkpointed parts, say
+            logging.getLogger(__name__).info("the network cannot be traced: %s", error)
+            with torch.no_grad(), FlopCounterMode(display=False) as counter:
+                network(x)  # raises what the network itself raises
+            return Counter({"products": counter.get_total_flops() / 2, UNCOUNTED + UNTRACED: 1})
+    return counts + Counter({UNCOUNTED + name: n for name, n in analysis.unsupported_ops().items()})

@@ -141,7 +141,7 @@ class ModelSubject:
 
         tensors = [*parameters, *network.buffers(), x, y, *([] if lengths is None else [lengths])]
         held = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-        facts = {"params": cost.params, "gmac": cost.gmac}
+        facts = {"params": cost.params, "gmac": cost.gmac, "uncounted": cost.uncounted}
         return Workload({"forward": forward, "forward+backward": forward_backward}, held, facts, drop_gradients)
 
     def example(self, device: torch.device) -> tuple[Tensor, Tensor | None, Tensor]:

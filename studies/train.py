@@ -27,7 +27,7 @@ from results.locks import locked
 from results.record import RunRecord, read_record, run_folder, write_record
 from studies import checkpoint
 from studies.augment import crop_and_flip
-from studies.meter import measure
+from studies.meter import exact_gmac, measure
 from studies.provenance import provenance
 from studies.schedule import Batches, Clock, derived_seed, learning_rate_factor
 from studies.spec import RunSpec, canonical
@@ -142,6 +142,8 @@ def _run(
     network = spec.model.build(spec.task.input, spec.task.target)
     cost = measure(network, spec.task.input)
     record.cost = dataclasses.asdict(cost)
+    if spec.budget.gmacs is not None:
+        exact_gmac(cost, "a budget in gmacs", "one in steps, epochs or seconds")
     if spec.budget.steps == 0:
         return
     data = loaded(spec.task, place.data)

@@ -325,3 +325,14 @@ def test_floors_are_measured_on_the_test_split(tmp_path: Path) -> None:
     lists = ListOps(min_length=5, max_length=60, train=4000, valid=10, test=2000).load(tmp_path).provenance["floors"]
     assert 0.13 < lists["most frequent class"] < 0.22
     assert lists["most frequent class"] + 0.05 < lists["first operator"] < 0.45
+
+
+def test_a_cost_that_is_a_lower_bound_is_shown_as_one_and_explained() -> None:
+    frame = study(panels={"ListOps": "listops"})
+    names = frame["arm"].eq("ListOps: GRU").map({True: '["aten::cdist", "aten::bilinear"]', False: "[]"})
+    summary = summarise(frame.assign(**{"cost.uncounted": names}), "test.accuracy", "max")
+    printed = tables.markdown(summary, "test.accuracy")
+    assert "| ≥ 0.30 |" in printed and "|   0.20 |" in printed
+    assert r"$\geq$ 0.30" in tables.latex(summary, "test.accuracy", "", "tab:x", [])
+    assert any("ListOps: GRU (aten::cdist, aten::bilinear)" in line for line in legend(summary))
+    assert not any("lower bound" in line for line in legend(summarise(frame, "test.accuracy", "max")))

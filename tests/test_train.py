@@ -21,14 +21,15 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 import studies.train
 from baselines import RNNConfig, TransformerConfig
-from ldn import InputSpec, LDNConfig, TargetSpec
+from ldn import InputSpec, LDNConfig, ModelConfig, TargetSpec
 from results.record import RunRecord, read_record, run_folder
 from studies import checkpoint
+from studies.matching import matched_width
 from studies.schedule import Batches, Clock, derived_seed, learning_rate_factor
 from studies.spec import Budget, Optimiser, RunSpec, with_field
 from studies.tasks.digits import CuedDigits
@@ -87,6 +88,31 @@ class Padded(Failing):
         lengths = torch.randint(2, 10, (64,), generator=generator)
         y = (x[:, 0] == x[torch.arange(64), lengths - 1]).long()
         return Data(*(Split(x[part], lengths[part], y[part]) for part in (slice(32), slice(32, 48), slice(48, 64))))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distances(ModelConfig):
+    """A model with an operation that has no count."""
+
+    name: ClassVar[str] = "distances"
+
+    def build(self, input: InputSpec, target: TargetSpec) -> nn.Module:
+        return ByDistance(target.classes)
+
+    def without_effect(self, input: InputSpec) -> set[str]:
+        return set()
+
+    def width_unit(self) -> int:
+        return 0
+
+
+class ByDistance(nn.Module):
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.map = nn.Linear(1, classes)
+
+    def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
+        return self.map(torch.cdist(x.flatten(2), x.flatten(2)).mean((1, 2))[:, None])
 
 
 def place(folder: Path, **changed: Any) -> Place:
@@ -715,3 +741,25 @@ def test_a_corrupt_record_is_refused_and_left_alone(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"record.json is not valid JSON .*; delete it to run this run again"):
         train(SPEC, place(tmp_path))
     assert path.read_text() == '{"run_id": "'
+
+
+# what a model costs
+
+
+def test_a_model_with_an_operation_without_a_count_is_trained_and_the_record_names_it(tmp_path: Path) -> None:
+    spec = dataclasses.replace(SPEC, model=Distances(), augment="none", budget=Budget(steps=2, evaluations=1))
+    record = train(spec, place(tmp_path))
+    assert record.status == "done" and record.cost["uncounted"] == ["aten::cdist"]
+
+
+def test_a_budget_in_multiply_adds_needs_all_of_them(tmp_path: Path) -> None:
+    record = train(
+        dataclasses.replace(SPEC, model=Distances(), augment="none", budget=Budget(gmacs=1.0)), place(tmp_path)
+    )
+    assert record.status == "failed" and "a budget in gmacs needs all multiply-adds" in record.reason
+
+
+def test_matching_by_multiply_adds_needs_all_of_them() -> None:
+    reference = dataclasses.replace(SPEC, model=Distances(), augment="none")
+    with pytest.raises(ValueError, match=r'matching distances by gmac needs all .*: aten::cdist; use match="params"'):
+        matched_width(SPEC, reference, "gmac")
