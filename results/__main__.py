@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the imports below, which take a moment
+    from results.signals import end_on_signals
+
+    end_on_signals()
+
 from pathlib import Path
 from typing import Annotated
 

@@ -5,7 +5,11 @@ It chooses which study runs and where, never what it is: there is no flag for a 
 
 from __future__ import annotations
 
-import signal
+if __name__ == "__main__":  # before the imports below, which take a moment
+    from results.signals import end_on_signals
+
+    end_on_signals()
+
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -17,6 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from results.identity import source_of
+from results.signals import interrupt_on_signals, stop_on_signals
 from results.text import PlainConsole, degrade_output, print_error, styled
 from studies import catalogue
 
@@ -185,19 +190,11 @@ def tune(
 
 @contextmanager
 def attended(runs: Path, title: str) -> Iterator[tuple[Display, Callable[[], bool]]]:
-    """What is shown meanwhile, and whether Ctrl-C or a SIGTERM has asked to stop."""
+    """What is shown meanwhile, and whether a signal has asked to stop."""
     from studies.display import Display
 
-    asked: list[int] = []
-
-    def ask(number: int, frame: object) -> None:
-        asked.append(number)
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second Ctrl-C ends it at once
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, ask)
-    with Display(console, runs, title) as display:
-        yield display, lambda: bool(asked)
+    with stop_on_signals() as stopping, Display(console, runs, title) as display:
+        yield display, stopping
 
 
 def here(on: str, place: Place, slots: int | None, stopping: Callable[[], bool]) -> Executor:
@@ -296,7 +293,6 @@ def bench(
     from studies.bench import bench as measure
     from studies.display import said_meanwhile
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what was measured is kept
     how = settings(device, threads, compile, seconds, longest)
     size = batch or (1 if how.device == "cpu" else 8)
     chosen: Sequence[subjects.Subject]
@@ -315,10 +311,10 @@ def bench(
         made_folder(folder)
     stopped = False
     try:
-        with said_meanwhile(console) as say:
+        with interrupt_on_signals(), said_meanwhile(console) as say:
             records = measure(chosen, how, runs, say)
-    except Interrupted as interruption:
-        records, stopped = interruption.records, True
+    except KeyboardInterrupt as interruption:
+        records, stopped = interruption.records if isinstance(interruption, Interrupted) else [], True
     if not records:
         refuse("stopped before anything was measured")
     if name == operators.NAME:

@@ -27,6 +27,7 @@ from results.record import (
 )
 from studies.checks import study_notes
 from studies.executors import Ended, Executor
+from studies.leftovers import remove_leftovers
 from studies.queue import Queue
 from studies.search import Search
 from studies.spec import canonical
@@ -97,6 +98,7 @@ def drive(
         declare(study, name, source, runs, cells)
         tally = Tally(cells=len(cells))
         records, wanted = survey(runs, cells, retry, tally)
+        remove_leftovers(runs, name, dict.fromkeys(cell.spec.run_id for cell in cells))
         queue = Queue(study_folder(runs, name), name, study.direction, study.metric)
         tally.notes += [queue.journal.note] if queue.journal.note else []
         queue.fill(cells, records, wanted)
@@ -131,6 +133,7 @@ def tune(
         raise ValueError(f"study {name} declares no tuning: give its Study a tuning=Tuning(space=..., trials=...)")
     with sole_driver(study_folder(runs, name), name, patience):
         search = Search(study, name, source, runs, retry)
+        remove_leftovers(runs, name, [i for arm in search.arms for trial in arm.trials.values() for i in trial.run_ids])
         tally = Tally(cells=search.runs_wanted, notes=search.notes)
         for trial in (trial for arm in search.arms for trial in search.trials_of(arm) if trial.status):
             tally.done += len(study.tuning.seeds) * (trial.status in ("done", "pruned"))

@@ -13,10 +13,9 @@ import os
 import signal
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
-from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Literal
@@ -25,6 +24,7 @@ import torch
 
 from results.files import write_json
 from results.record import run_folder
+from results.signals import STOPS, blocked
 from studies.provenance import cores
 from studies.spec import RunSpec, canonical, from_plain
 from studies.train import NO_ROOM, Place, Progress, Stopped, train
@@ -139,7 +139,6 @@ class Slot:
     def __init__(self, place: Place, begin: Begin = "spawn") -> None:
         self.place, self.begin = place, begin
         self.run_id: str | None = None
-        self.asked = False  # to stop
         self.process: Any = None
         self.pipe: Any = None
 
@@ -148,8 +147,9 @@ class Slot:
             context: Any = multiprocessing.get_context(self.begin)
             self.pipe, theirs = context.Pipe()
             self.process = context.Process(target=_work, args=(theirs, self.place), daemon=True)
-            # a forked child would answer these as its parent does, until it has its own answer
-            with _shielded(*(ASKING if self.begin == "fork" else ())):
+            # Ctrl-C and SIGHUP reach the whole group: the driver alone answers them. A signal that asks to stop waits
+            # until the process has imported what it needs, and can answer.
+            with blocked({*STOPS, *ASKING}):
                 self.process.start()
             theirs.close()
         self.run_id = spec.run_id
@@ -165,8 +165,7 @@ class Slot:
             ended: Ended = self.pipe.recv()
         except (EOFError, OSError):
             self.process.join()
-            # asked to stop before it began, it had nothing to save
-            early = self.asked and self.process.exitcode in (0, -signal.SIGTERM)
+            early = self.process.exitcode == 0  # asked to stop before it began, it had nothing to save
             ended = Ended(self.run_id, stopped=early, error="" if early else _death(self.process.exitcode))
         self.run_id = None
         if ended.stopped:
@@ -174,7 +173,6 @@ class Slot:
         return ended
 
     def stop(self) -> None:
-        self.asked = True
         if self.process is not None and self.process.is_alive():
             self.process.terminate()
 
@@ -188,17 +186,6 @@ class Slot:
         if self.process is not None:
             self.process.join(max(seconds, 0))
             self.process.kill()
-
-
-@contextmanager
-def _shielded(*others: signal.Signals) -> Iterator[None]:
-    """A process started here never sees Ctrl-C, which reaches the whole group: the driver alone answers it."""
-    resource_tracker.ensure_running()  # started along with the first process, it would lift the shield
-    former = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT, *others])
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, former)
 
 
 def _work(pipe: Connection, place: Place) -> None:

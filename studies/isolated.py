@@ -11,7 +11,6 @@ from __future__ import annotations
 import multiprocessing
 import os
 import resource
-import signal
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from typing import Any
 
 import torch
 
+from results.signals import blocked
 from studies.timing import Traffic, Unmeasured, Work, block, peak_memory, replayed_block, warm_up
 
 # What the server imports once for all children: the models come along with the bench; the compiler, which the first
@@ -73,7 +73,8 @@ class Isolated:
         self.closed = False
         self.pipe, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(theirs, build, device, threads), daemon=True)
-        self.process.start()
+        with blocked():  # they reach all processes of a terminal: the bench answers them
+            self.process.start()
         theirs.close()
 
     def facts(self) -> dict[str, Any]:
@@ -120,7 +121,6 @@ class Isolated:
 
 def _serve(pipe: Connection, build: Callable[[], Workload], device: torch.device, threads: int) -> None:
     """The life of a child: answer questions until the pipe closes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of a terminal: the bench answers it
     torch.set_num_threads(threads)
     if device.type == "cpu":
         pin(threads)

@@ -23,6 +23,7 @@ from studies.cluster import Cluster
 from studies.drive import declare, sole_driver
 from studies.executors import ASKING
 from studies.jobs import Array, Queue, arrays, complaint, in_queue, max_array_size, queued_runs, stuck_lines
+from studies.leftovers import remove_leftovers
 from studies.packed import LOSSES, FixedSupply, Supply, pack, pool
 from studies.plan import Plan, plan
 from studies.sbatch import refuse_site, sbatch_environment, sbatch_lines, sbatch_options, submit_parameters
@@ -150,6 +151,7 @@ def launch(
     largest = max_array_size()
     with sole_driver(study_folder(runs, name), name):
         declare(study, name, source, runs, cells)
+        remove_leftovers(runs, name, dict.fromkeys(cell.spec.run_id for cell in cells))
         asked = planned(in_queue(name) if arrays(runs, name) else {}, largest)
         if not asked.jobs:
             return asked

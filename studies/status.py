@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from rich.text import Text
 from results.declarations import undeclared_note
 from results.files import CorruptFile, read_json
 from results.record import manifest_of, read_manifest, read_record, unfinished
+from results.signals import interrupt_on_signals
 from results.text import styled, styled_lines
 from studies.jobs import (
     Array,
@@ -184,7 +186,7 @@ def show_status(console: Console, runs: Path, name: str, every: float | None = N
     if every is None:
         console.print(whole, soft_wrap=True)
         return
-    with Live(whole, console=console, auto_refresh=False) as live:
+    with interrupt_on_signals(), suppress(KeyboardInterrupt), Live(whole, console=console, auto_refresh=False) as live:
         while going:
             time.sleep(every)
             whole, going = _whole(runs, name)

@@ -11,8 +11,8 @@ import errno
 import math
 import time
 import traceback
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,8 @@ from studies.tasks.task import Split, loaded
 CHECK_EVERY = 20  # steps between two looks at whether the loss is finite: each look waits for the device
 CHECKPOINT_SECONDS = 20.0
 REPORT_SECONDS = 0.5
+LOCK_SECONDS = 1.0  # between two looks at whether a run that waits for its lock is to stop
+STOP_SECONDS = 0.2  # within which a signal that ended a child process has reached this one
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -89,7 +91,7 @@ def train(
     """
     folder = run_folder(place.runs, spec.run_id)
     folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder / "lock"):
+    with _locked(folder / "lock", spec, stop):
         former = read_record(place.runs, spec.run_id)
         if former is not None and former.status == "done":
             return former
@@ -112,6 +114,8 @@ def train(
         except Exception as error:
             if isinstance(error, Stopped) or (isinstance(error, OSError) and error.errno in NO_ROOM):
                 raise
+            if _asked_meanwhile(stop):  # a signal to all processes may have ended one that this run was waiting for
+                raise Stopped(f"run {spec.run_id} was stopped") from error
             record.reason = f"{type(error).__name__}: {error}".splitlines()[0]
             record.traceback = traceback.format_exc()
         finally:
@@ -125,6 +129,28 @@ def train(
         if not kept:
             checkpoint.remove(folder / "checkpoint.pt")
         return record
+
+
+@contextmanager
+def _locked(path: Path, spec: RunSpec, stop: Callable[[], bool]) -> Iterator[None]:
+    """Hold a run's lock. Raises Stopped if that is asked for while another process holds it."""
+    with ExitStack() as held:
+        while True:
+            try:
+                held.enter_context(locked(path, LOCK_SECONDS))
+                break
+            except BlockingIOError:
+                if stop():
+                    raise Stopped(f"run {spec.run_id} was stopped before it began") from None
+        yield
+
+
+def _asked_meanwhile(stop: Callable[[], bool]) -> bool:
+    """Whether the run is to stop, or is told so within a moment."""
+    until = time.monotonic() + STOP_SECONDS
+    while not (asked := stop()) and time.monotonic() < until:
+        time.sleep(0.02)
+    return asked
 
 
 def _run(

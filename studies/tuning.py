@@ -176,8 +176,11 @@ def freeze(record: TuningRecord, source: Path) -> Path:
             f"no trial of {', '.join(map(repr, lacking))} came to its end, so there are no winners to write; see why "
             f"in trials.json, and try again with --retry"
         )
-    write_tuning(tuned_file(source), dataclasses.replace(record, history=[]))
-    return tuned_file(source)
+    written = tuned_file(source)
+    for staged in source.parent.glob(f".{written.name}.????????"):  # of a process that was killed
+        staged.unlink(missing_ok=True)
+    write_tuning(written, dataclasses.replace(record, history=[]))
+    return written
 
 
 def tuned_file(source: Path) -> Path:

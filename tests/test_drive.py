@@ -27,6 +27,7 @@ from optuna.trial import FrozenTrial, TrialState
 from baselines import LinearConfig
 from ldn import LDNConfig
 from results.record import RunRecord, read_manifest, read_record, run_folder, study_folder, write_record
+from results.signals import stop_on_signals
 from studies import executors
 from studies.drive import Tally, drive, sole_driver
 from studies.executors import Ended, Executor, Inline, Local, places
@@ -511,6 +512,7 @@ def pooled(tmp_path_factory: pytest.TempPathFactory) -> Pooled:
         time.sleep(0.3)  # still importing
         for slot in pool.slots:
             os.kill(slot.process.pid, signal.SIGINT)
+            os.kill(slot.process.pid, signal.SIGHUP)
         wait_for((run_folder(folder / "runs", LONG_ID) / "attempts.json").exists)
         training = next(slot for slot in pool.slots if slot.run_id == LONG_ID)
         os.kill(training.process.pid, signal.SIGKILL)
@@ -568,10 +570,21 @@ def test_a_lost_run_is_run_again_without_being_asked_to(pooled: Pooled, tmp_path
 
 def test_a_run_that_is_stopped_before_its_process_has_begun_is_not_lost(tmp_path: Path) -> None:
     log, pool = Log(), Local([place(tmp_path)])
+
+    def stop_the_group() -> None:
+        wait_for(lambda: pool.slots[0].process is not None and pool.slots[0].process.pid)
+        for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+            os.kill(pool.slots[0].process.pid, number)  # it is still importing
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=stop_the_group)
     try:
-        tally = drive(STUDY, "s", "s.py", tmp_path / "runs", pool, log, lambda: pool.slots[0].process is not None)
+        with stop_on_signals() as stopping:
+            thread.start()
+            tally = drive(STUDY, "s", "s.py", tmp_path / "runs", pool, log, stopping)
     finally:
         pool.close()
+        thread.join()
     assert log.ended == [("ldn", 0, "stopped")] and (tally.done, tally.failed) == (0, 0)
     assert read_record(tmp_path / "runs", ids(STUDY)[0]) is None
 
