@@ -11,8 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
+from results.entries import Attempt, CellEntry, ForwardCost
+from results.files import file_checksum
 from results.gather import gather
-from results.record import Manifest, RunRecord, run_folder, write_manifest, write_record
+from results.record import Manifest, RunRecord, content_id, run_folder, write_manifest, write_record
 from results.report import write_report
 from results.summary import summarise
 
@@ -23,13 +25,13 @@ def write_study(runs: Path, size: int) -> None:
     """Arms of 20 seeds each, in nine of ten cells done; with the fields that training records."""
     random = np.random.default_rng(0)
     labels = [f"width {8 * (i + 1)}" for i in range(size // SEEDS)]
-    cells = []
+    cells: list[CellEntry] = []
     for i, label in enumerate(labels):
         for seed in range(SEEDS):
-            run_id = f"{random.integers(2**63):016x}"
-            cells.append({"arm": label, "seed": seed, "run_id": run_id, "factors": {"model.width": 8 * (i + 1)}})
-            write_record(runs, record(run_id, 8 * (i + 1), seed, random))
-            write_curve_and_predictions(run_folder(runs, run_id), random)
+            made = record(8 * (i + 1), seed, random)
+            cells.append({"arm": label, "seed": seed, "run_id": made.run_id, "factors": {"model.width": 8 * (i + 1)}})
+            write_curve_and_predictions(runs, made, random)
+            write_record(runs, made)
     write_manifest(
         runs,
         Manifest(
@@ -39,17 +41,22 @@ def write_study(runs: Path, size: int) -> None:
     )  # fmt: skip
 
 
-def write_curve_and_predictions(folder: Path, random: np.random.Generator) -> None:
+def write_curve_and_predictions(runs: Path, made: RunRecord, random: np.random.Generator) -> None:
+    folder = run_folder(runs, made.run_id)
+    folder.mkdir()
     rows = np.column_stack([np.arange(30, 601, 30), random.random((20, 4))])
     lines = [",".join(f"{value:.17g}" for value in row) for row in rows]
     (folder / "curve.csv").write_text(
         "\n".join(["step,lr,train_loss,valid_loss,valid_accuracy", *lines]) + "\n", encoding="utf-8"
     )
     predicted, label = random.integers(0, 10, (2, 4000))
-    np.savez_compressed(folder / "predictions.npz", predicted=predicted, label=label)
+    np.savez_compressed(folder / "predictions.npz", predicted=predicted, label=label, run_id=made.run_id)
+    if made.metrics:
+        made.metrics["test"]["accuracy"] = float((predicted == label).mean())
+    made.files = {name: file_checksum(folder / name) for name in ("curve.csv", "predictions.npz")}
 
 
-def record(run_id: str, width: int, seed: int, random: np.random.Generator) -> RunRecord:
+def record(width: int, seed: int, random: np.random.Generator) -> RunRecord:
     spec = {
         "schema": 1,
         "model": {"name": "ldn", "width": width, "depth": 6, "steps": 4, "kernel": "adaptive", "heads": 4},
@@ -59,12 +66,12 @@ def record(run_id: str, width: int, seed: int, random: np.random.Generator) -> R
         "budget": {"steps": 600},
         "seed": seed,
     }
-    attempt = {
+    attempt: Attempt = {
         "node": "node01", "device": "NVIDIA H200", "threads": 8, "commit": "0" * 12, "dirty": False, "seconds": 120.0,
         "started": 1.7e9, "first_step": 0, "python": "3.11.2", "torch": "2.13.0",
     }  # fmt: skip
     metrics = {split: dict(zip(("accuracy", "loss"), random.random(2), strict=True)) for split in ("valid", "test")}
-    cost = {
+    cost: ForwardCost = {
         "params": 50_000 + width,
         "gmac": 0.001,
         "elementwise_g": 1e-5,
@@ -72,7 +79,7 @@ def record(run_id: str, width: int, seed: int, random: np.random.Generator) -> R
     }
     failed = random.random() < 0.1
     return RunRecord(
-        run_id=run_id, spec=spec, status="diverged" if failed else "done", metrics={} if failed else metrics,
+        run_id=content_id(spec), spec=spec, status="diverged" if failed else "done", metrics={} if failed else metrics,
         reason="loss is nan at step 40" if failed else "", cost=cost, steps=600, best_step=550,
         data={
             "fingerprint": "f" * 16, "floors": {"chance": 0.1, "most frequent class": 0.102}, "test_examples": 4000,

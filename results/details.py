@@ -15,6 +15,7 @@ from typing import Any
 
 import pandas as pd
 
+from results.entries import Attempt
 from results.record import RunRecord, run_folder
 
 CURVE_ROWS = 200_000  # evaluations that all curves together may have in a page, but never less than FEWEST a run
@@ -78,7 +79,7 @@ def _of_record(record: RunRecord, pool: Pool) -> dict[str, Any]:
     return found
 
 
-def _attempt(attempt: dict[str, Any], pool: Pool) -> list[Any]:
+def _attempt(attempt: Attempt, pool: Pool) -> list[Any]:
     """When it was started (UTC), how many seconds it took, and everything else of it."""
     started, seconds = (attempt.get(name) for name in TIMES)
     when = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(started)) if isinstance(started, int | float) else ""

@@ -28,6 +28,7 @@ import numpy as np
 import pandas as pd
 
 from results.cost_frame import MeasuredRuns
+from results.entries import ArmEntry, CellEntry
 from results.files import CorruptFile
 from results.record import Manifest, RunRecord, manifest_of, read_record, run_folder, unfinished
 from results.text import one_line, printable
@@ -58,8 +59,16 @@ def printable_manifest(runs: Path, study: str) -> Manifest:
     Raises CorruptFile where its arms and cells do not belong together.
     """
     manifest = manifest_of(runs, study)
-    arms = [{**arm, **{name: printable(arm[name]) for name in ("label", "reference", "note")}} for arm in manifest.arms]
-    cells = [{**cell, "arm": printable(cell["arm"])} for cell in manifest.cells]
+    arms: list[ArmEntry] = [
+        {
+            "label": printable(arm["label"]),
+            "reference": printable(arm["reference"]),
+            "changes": arm["changes"],
+            "note": printable(arm["note"]),
+        }
+        for arm in manifest.arms
+    ]
+    cells: list[CellEntry] = [{**cell, "arm": printable(cell["arm"])} for cell in manifest.cells]
     if wrong := _inconsistency(arms, cells):
         raise CorruptFile(
             f"the manifest of study {manifest.study!r} in {runs} {wrong}; `python -m studies run` writes it anew"
@@ -69,7 +78,7 @@ def printable_manifest(runs: Path, study: str) -> Manifest:
     return dataclasses.replace(manifest, arms=arms, cells=cells, reference=reference, question=question, notes=notes)
 
 
-def _inconsistency(arms: list[dict[str, Any]], cells: list[dict[str, Any]]) -> str:
+def _inconsistency(arms: list[ArmEntry], cells: list[CellEntry]) -> str:
     """What is wrong with a manifest's arms and cells; empty if nothing is."""
     labels, keys = {arm["label"] for arm in arms}, {(cell["arm"], cell["seed"]) for cell in cells}
     checks = {
@@ -118,7 +127,7 @@ def _curve(path: Path) -> pd.DataFrame | None:
     return curve
 
 
-def _row(runs: Path, cell: dict[str, Any], measured: MeasuredRuns, kept: dict[str, RunRecord]) -> dict[str, Any]:
+def _row(runs: Path, cell: CellEntry, measured: MeasuredRuns, kept: dict[str, RunRecord]) -> dict[str, Any]:
     run_id = cell["run_id"]
     row = {"arm": cell["arm"], "seed": cell["seed"], "run_id": run_id}
     try:

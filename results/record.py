@@ -24,33 +24,46 @@ How files are written is in `results/files.py`.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import math
 import os
-from dataclasses import dataclass, field
-from functools import cache
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar
 
+from pydantic import TypeAdapter
+
+from results.entries import (
+    ArmEntry,
+    Attempt,
+    Attempts,
+    CellEntry,
+    DataFacts,
+    ForwardCost,
+    ProbedNetwork,
+    ProgressEntry,
+    Status,
+    TrialEntry,
+    TunedArm,
+)
 from results.files import CorruptFile, read_json, write_json
 from results.identity import SUITE, read_source, source_of, stored_source, validate_source
 from results.locks import is_held
+from results.validation import SCHEMA, Count, Metrics, NonNegative, checked, from_plain, with_non_finite
 
-SCHEMA = 1
-Status = Literal["done", "diverged", "failed", "pruned", "cancelled", "lost"]
+ATTEMPTS = TypeAdapter(Attempts)
+PROGRESS = TypeAdapter(ProgressEntry)
+R = TypeVar("R")
 
 
 @dataclass(kw_only=True)
 class RunRecord:
     """How one run ended, failures included.
 
-    `spec` is the run's canonical content as plain data, `metrics` maps a split to its metrics
-    (`{"test": {"accuracy": 0.97, "loss": 0.1}}`), `cost` holds params, gmac and gmac by operation
-    (lower bounds if `uncounted` lists any operation), `data` the fingerprint of the data and what its
-    checksums said, `attempts` one entry for every time the run was started (node, device, threads,
-    commit, dirty, torch, started, seconds, first_step).
+    `spec` is the run's canonical content as plain data, which `run_id` is the hash of. `metrics` maps a split to its
+    metrics (`{"test": {"accuracy": 0.97, "loss": 0.1}}`), `files` the name of each file that the run has left to the
+    sha256 of its bytes; `attempts` has one entry for every time the run was started.
     """
 
     run_id: str
@@ -58,13 +71,14 @@ class RunRecord:
     status: Status
     reason: str = ""
     traceback: str = ""
-    metrics: dict[str, dict[str, float]] = field(default_factory=dict)
-    cost: dict[str, Any] = field(default_factory=dict)
-    steps: int = 0
-    best_step: int = 0
+    metrics: dict[str, Metrics] = field(default_factory=dict)
+    cost: ForwardCost = field(default_factory=ForwardCost)
+    steps: Count = 0
+    best_step: Count = 0
     weights_hash: str = ""
-    data: dict[str, Any] = field(default_factory=dict)
-    attempts: list[dict[str, Any]] = field(default_factory=list)
+    data: DataFacts = field(default_factory=DataFacts)
+    attempts: list[Attempt] = field(default_factory=list)
+    files: dict[str, str] = field(default_factory=dict)
     schema: int = SCHEMA
 
 
@@ -72,9 +86,7 @@ class RunRecord:
 class Manifest:
     """A study as its driver last saw it: what is asked, and which run answers each cell.
 
-    An arm: {"label", "reference" (the arm it is compared with), "changes": {field: [that arm's value, this one's]},
-    "note"}.
-    A cell: {"arm", "seed", "run_id", "factors": {field: value}}. `notes` are sentences for the report's reader;
+    `notes` are sentences for the report's reader;
     `tuning` is the TuningRecord, as plain data and without its trials, whose winners the arms carry, if there is one.
     """
 
@@ -84,8 +96,8 @@ class Manifest:
     reference: str
     metric: str
     direction: Literal["max", "min"]
-    arms: list[dict[str, Any]]
-    cells: list[dict[str, Any]]
+    arms: list[ArmEntry]
+    cells: list[CellEntry]
     notes: list[str] = field(default_factory=list)
     tuning: dict[str, Any] = field(default_factory=dict)
     schema: int = SCHEMA
@@ -103,25 +115,20 @@ class Manifest:
 class TuningRecord:
     """What a study's tuning has found so far: what was searched, every arm's winner, and all trials.
 
-    `space` maps a dotted field to [low, high, scale] or {"choices": [...]}. `arms` maps a label to {"base" (the
-    identity of the arm without the fields searched), "left_out" (fields of the space without effect there), "planned"
-    (trials), "counts" (trials by status), "distinct" (configurations), "trial", "values" and "metrics" (the winner's,
-    absent before there is one), "front" (of several objectives, the trials that no other beats in all)}.
-    A trial: {"arm", "trial", "values", "run_ids", "status" (that of its runs, or "running"), "reason", "metrics"
-    (means over its seeds)}.
+    `space` maps a dotted field to [low, high, scale] or {"choices": [...]}, `arms` a label to the arm's search.
     """
 
     study: str
     source: str
     space: dict[str, Any]
-    trials: int
+    trials: Count
     seeds: list[int]
     objectives: list[str]
     pruner: str
     commit: str
     dirty: bool
-    arms: dict[str, dict[str, Any]]
-    history: list[dict[str, Any]] = field(default_factory=list)
+    arms: dict[str, TunedArm]
+    history: list[TrialEntry] = field(default_factory=list)
     schema: int = SCHEMA
 
     @property
@@ -154,27 +161,27 @@ class CostRecord:
     model: dict[str, Any]
     task: dict[str, Any]
     input: dict[str, Any]
-    tokens: int
-    batch: int
+    tokens: Count
+    batch: Count
     dtype: Literal["float32", "bfloat16"]
     work: Literal["forward", "forward+backward"]
     compiled: bool
     status: CostStatus
     reason: str = ""
-    seconds: list[float] = field(default_factory=list)
-    median: float = math.nan
-    low: float = math.nan
-    high: float = math.nan
-    iterations: int = 0
-    peak_bytes: int = 0
-    moved_bytes: int = 0
-    least_bytes: int = 0
-    params: int = 0
-    gmac: float = math.nan
+    seconds: list[NonNegative] = field(default_factory=list)
+    median: NonNegative = math.nan
+    low: NonNegative = math.nan
+    high: NonNegative = math.nan
+    iterations: Count = 0
+    peak_bytes: Count = 0
+    moved_bytes: Count = 0
+    least_bytes: Count = 0
+    params: Count = 0
+    gmac: NonNegative = math.nan
     uncounted: list[str] = field(default_factory=list)
-    copy_gb_s: float = math.nan
-    matmul_tflop_s: float = math.nan
-    env: dict[str, Any] = field(default_factory=dict)
+    copy_gb_s: NonNegative = math.nan
+    matmul_tflop_s: NonNegative = math.nan
+    env: Attempt = field(default_factory=Attempt)
     schema: int = SCHEMA
 
     @property
@@ -199,17 +206,17 @@ class EvalRecord:
     run_id: str
     task: dict[str, Any]
     split: Literal["valid", "test"]
-    resolution: list[int]
+    resolution: list[Count]
     changes: dict[str, Any]
-    length: int
-    trained_length: int
+    length: Count
+    trained_length: Count
     status: Literal["done", "failed"]
     reason: str = ""
-    metrics: dict[str, float] = field(default_factory=dict)
-    examples: int = 0
+    metrics: Metrics = field(default_factory=dict)
+    examples: Count = 0
     weights_hash: str
-    data: dict[str, Any] = field(default_factory=dict)
-    provenance: dict[str, Any] = field(default_factory=dict)
+    data: DataFacts = field(default_factory=DataFacts)
+    provenance: Attempt = field(default_factory=Attempt)
     schema: int = SCHEMA
 
 
@@ -218,19 +225,18 @@ class ProbeRecord:
     """What happens inside a run's network, on the first `examples` of its validation split (`studies/probe.py`).
 
     `trained` is of the stored weights, `untrained` (empty if not asked for) of the run's own initialisation. Each
-    holds "layers", one entry a depth from 0 (the embedded input): "energy", "spread", "range", and of a layer that
-    diffuses "diffusion", "rate" and "stencil"; and "field", the effective receptive field. A model without tokens
-    has neither, and a `reason`.
+    holds "layers", one entry a depth from 0 (the embedded input), and "field", the effective receptive field. A model
+    without tokens has neither, and a `reason`.
     """
 
     run_id: str
-    examples: int
-    trained: dict[str, Any] = field(default_factory=dict)
-    untrained: dict[str, Any] = field(default_factory=dict)
+    examples: Count
+    trained: ProbedNetwork = field(default_factory=ProbedNetwork)
+    untrained: ProbedNetwork = field(default_factory=ProbedNetwork)
     reason: str = ""
     weights_hash: str = ""
-    data: dict[str, Any] = field(default_factory=dict)
-    provenance: dict[str, Any] = field(default_factory=dict)
+    data: DataFacts = field(default_factory=DataFacts)
+    provenance: Attempt = field(default_factory=Attempt)
     schema: int = SCHEMA
 
 
@@ -244,21 +250,51 @@ def study_folder(runs: Path, study: str) -> Path:
 
 def write_record(runs: Path, record: RunRecord) -> None:
     """Write a run's record. Raises OSError (a full disk, say) with the old record, if any, intact."""
-    write_json(run_folder(runs, record.run_id) / "record.json", dataclasses.asdict(record))
+    _write(run_folder(runs, record.run_id) / "record.json", record)
 
 
 def read_record(runs: Path, run_id: str) -> RunRecord | None:
     """A run's record; None if it has none yet. Raises CorruptFile."""
     path = run_folder(runs, run_id) / "record.json"
-    plain = read_json(path, "delete it to run this run again")
-    if plain is None:
+    remedy = "delete it to run this run again"
+    record = _read(RunRecord, path, remedy)
+    if record is None:
         return None
-    record = _from_plain(RunRecord, plain, path)
-    if record.status not in get_args(Status):
-        raise CorruptFile(f"{path} has the unknown status {record.status!r}; known: {', '.join(get_args(Status))}")
-    if record.run_id != run_id:
-        raise CorruptFile(f"{path} belongs to run {record.run_id}; delete it to run this run again")
+    _check_owner(path, "run", record.run_id, run_id, remedy)
+    record.spec = _identified(record.spec, run_id, path, remedy)
     return record
+
+
+def content_id(plain: Any) -> str:
+    """Sixteen hex digits of the hash of plain data."""
+    text = json.dumps(plain, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _identified(spec: dict[str, Any], run_id: str, path: Path, remedy: str) -> dict[str, Any]:
+    """The spec that `run_id` is the hash of, with the non-finite numbers that JSON cannot hold. Raises CorruptFile."""
+    for found in (spec, with_non_finite(spec)):
+        if content_id(found) == run_id:
+            return found
+    raise CorruptFile(f"{path} holds another spec than that of run {run_id}; {remedy}")
+
+
+def read_attempts(runs: Path, run_id: str) -> list[Attempt] | None:
+    """The starts of a run that has no record yet; None if there are none. Raises CorruptFile."""
+    path, remedy = run_folder(runs, run_id) / "attempts.json", "delete it: it only lists the earlier starts of this run"
+    plain = read_json(path, remedy)
+    return None if plain is None else checked(ATTEMPTS, plain, path, remedy)["attempts"]
+
+
+def write_attempts(runs: Path, run_id: str, attempts: list[Attempt]) -> None:
+    write_json(run_folder(runs, run_id) / "attempts.json", {"attempts": attempts})
+
+
+def read_progress(runs: Path, run_id: str) -> ProgressEntry | None:
+    """The last report of a running run; None before the first. Raises CorruptFile."""
+    path, remedy = run_folder(runs, run_id) / "progress.json", "delete it: it is written again when the run continues"
+    plain = read_json(path, remedy)
+    return None if plain is None else checked(PROGRESS, plain, path, remedy)
 
 
 def eval_path(runs: Path, run_id: str, eval_id: str) -> Path:
@@ -266,14 +302,17 @@ def eval_path(runs: Path, run_id: str, eval_id: str) -> Path:
 
 
 def write_eval(runs: Path, record: EvalRecord) -> None:
-    write_json(eval_path(runs, record.run_id, record.eval_id), dataclasses.asdict(record))
+    _write(eval_path(runs, record.run_id, record.eval_id), record)
 
 
 def read_eval(runs: Path, run_id: str, eval_id: str) -> EvalRecord | None:
     """An evaluation; None if it was not made yet. Raises CorruptFile."""
-    path = eval_path(runs, run_id, eval_id)
-    plain = read_json(path, "delete it and evaluate again")
-    return None if plain is None else _from_plain(EvalRecord, plain, path)
+    path, remedy = eval_path(runs, run_id, eval_id), "delete it and evaluate again"
+    record = _read(EvalRecord, path, remedy)
+    if record is not None:
+        _check_owner(path, "run", record.run_id, run_id, remedy)
+        _check_owner(path, "evaluation", record.eval_id, eval_id, remedy)
+    return record
 
 
 def read_evals(runs: Path, run_id: str) -> list[EvalRecord]:
@@ -287,32 +326,35 @@ def read_evals(runs: Path, run_id: str) -> list[EvalRecord]:
 
 
 def write_probe(runs: Path, record: ProbeRecord) -> None:
-    write_json(run_folder(runs, record.run_id) / "probe.json", dataclasses.asdict(record))
+    _write(run_folder(runs, record.run_id) / "probe.json", record)
 
 
 def read_probe(runs: Path, run_id: str) -> ProbeRecord | None:
     """What was measured inside a run's network; None if nothing yet. Raises CorruptFile."""
     if not os.path.exists(os.path.join(runs, run_id, "probe.json")):
         return None
-    path = run_folder(runs, run_id) / "probe.json"
-    plain = read_json(path, "delete it and probe again")
-    return None if plain is None else _from_plain(ProbeRecord, plain, path)
+    path, remedy = run_folder(runs, run_id) / "probe.json", "delete it and probe again"
+    record = _read(ProbeRecord, path, remedy)
+    if record is not None:
+        _check_owner(path, "run", record.run_id, run_id, remedy)
+    return record
 
 
 def write_manifest(runs: Path, manifest: Manifest, file: str = "manifest.json") -> None:
     path = study_folder(runs, manifest.study) / file
-    source = stored_source(manifest.source, path.parent)
-    write_json(path, dataclasses.asdict(dataclasses.replace(manifest, source=source)))
+    _write(path, replace(manifest, source=stored_source(manifest.source, path.parent)))
 
 
 def read_manifest(runs: Path, study: str, file: str = "manifest.json") -> Manifest | None:
     """A study's manifest; None if the study was never run here. Raises CorruptFile."""
     path = study_folder(runs, study) / file
-    plain = read_json(path, "delete it and call `python -m studies run` again, which writes it anew")
-    if plain is None:
-        return None
-    manifest: Manifest = _from_plain(Manifest, plain, path)
-    manifest.source = read_source(manifest.source, path.parent)
+    remedy = "delete it and call `python -m studies run` again, which writes it anew"
+    manifest = _read(Manifest, path, remedy)
+    if manifest is not None:
+        _check_owner(path, "study", manifest.study, study, remedy)
+        if manifest.tuning:
+            from_plain(TuningRecord, manifest.tuning, path, remedy)
+        manifest.source = read_source(manifest.source, path.parent)
     return manifest
 
 
@@ -345,9 +387,12 @@ def manifest_of(runs: Path, study: str) -> Manifest:
 
 
 def unfinished(runs: Path, run_id: str) -> tuple[str, str]:
-    """Whether a run without a record is running, stopped or missing, and a sentence that says where it is."""
+    """Whether a run without a record is running, stopped or missing, and a sentence that says where it is.
+
+    Raises CorruptFile.
+    """
     folder = run_folder(runs, run_id)
-    progress = read_json(folder / "progress.json", "it is written anew when the run goes on")
+    progress = read_progress(runs, run_id)
     where = f"at step {progress['step']} ({progress['done']:.0%})" if progress else "before its first report"
     if is_held(folder / "lock"):
         return "running", f"running, {where}"
@@ -357,68 +402,53 @@ def unfinished(runs: Path, run_id: str) -> tuple[str, str]:
 
 
 def write_tuning(path: Path, tuning: TuningRecord) -> None:
-    write_json(path, vars(tuning) | {"source": stored_source(tuning.source, path.parent)})
+    _write(path, replace(tuning, source=stored_source(tuning.source, path.parent)))
 
 
 def read_tuning(path: Path) -> TuningRecord | None:
     """The TuningRecord in `path`; None if there is no such file. Raises CorruptFile."""
-    plain = read_json(path, "delete it and call `python -m studies tune` again, which writes it anew from its runs")
-    if plain is None:
-        return None
-    tuning: TuningRecord = _from_plain(TuningRecord, plain, path)
-    tuning.source = read_source(tuning.source, path.parent)
+    remedy = "delete it and call `python -m studies tune` again, which writes it anew from its runs"
+    tuning = _read(TuningRecord, path, remedy)
+    if tuning is not None:
+        tuning.source = read_source(tuning.source, path.parent)
     return tuning
 
 
 def write_cost(runs: Path, record: CostRecord) -> Path:
     """Write a cost record in place of the last one of the same measurement; where it lies."""
     path = runs / "costs" / f"{record.cost_id}.json"
-    write_json(path, dataclasses.asdict(record))
+    _write(path, record)
     return path
 
 
 def read_cost(path: Path) -> CostRecord:
     """A cost record. Raises CorruptFile, and FileNotFoundError where there is none."""
-    plain = read_json(path, "delete it and measure again")
-    if plain is None:
+    remedy = "delete it and measure again"
+    record = _read(CostRecord, path, remedy)
+    if record is None:
         raise FileNotFoundError(f"there is no cost record {path}")
-    record: CostRecord = _from_plain(CostRecord, plain, path)
-    if record.status not in get_args(CostStatus):
-        raise CorruptFile(f"{path} has the unknown status {record.status!r}; known: {', '.join(get_args(CostStatus))}")
+    _check_owner(path, "measurement", record.cost_id, path.stem, remedy)
     return record
 
 
-def _from_plain(cls: type, plain: dict[str, Any], path: Path) -> Any:
-    fields = {f.name: f for f in dataclasses.fields(cls)}
-    kinds = _kinds(cls)
-    odd = sorted(
-        n for n in plain.keys() & kinds.keys() if isinstance(kinds[n], type) and type(plain[n]) is not kinds[n]
-    )
-    if odd:
-        raise CorruptFile(f"{path} does not fit: of the wrong type are {', '.join(odd)}")
-    if plain.get("schema", 0) > SCHEMA:
-        raise CorruptFile(f"{path} was written by a newer version (schema {plain['schema']}, known up to {SCHEMA})")
-    unknown = sorted(plain.keys() - fields.keys())
-    missing = sorted(n for n, f in fields.items() if n not in plain and _required(f))
-    if unknown or missing:
-        raise CorruptFile(f"{path} does not fit: unknown fields {unknown}, missing fields {missing}")
-    return cls(**plain)
+def _write(path: Path, record: Any) -> None:
+    """Write a record in today's format, whatever version it was read from."""
+    write_json(path, vars(record) | {"schema": SCHEMA})
 
 
-@cache
-def _kinds(cls: type) -> dict[str, Any]:
-    """The type of each field, without what it holds; resolved once, for thousands of records are read."""
-    return {name: get_origin(hint) or hint for name, hint in get_type_hints(cls).items()}
+def _read(cls: type[R], path: Path, remedy: str) -> R | None:
+    plain = read_json(path, remedy)
+    return None if plain is None else from_plain(cls, plain, path, remedy)
 
 
-def _required(f: dataclasses.Field[Any]) -> bool:
-    return f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+def _check_owner(path: Path, kind: str, found: str, wanted: str, remedy: str) -> None:
+    if found != wanted:
+        raise CorruptFile(f"{path} belongs to {kind} {found}, not to {wanted}; {remedy}")
 
 
 def put_aside(runs: Path, run_id: str) -> None:
     """Have a run that has ended run again: of its record only the attempts stay, where the next one finds them."""
     record = read_record(runs, run_id)
     if record is not None:
-        folder = run_folder(runs, run_id)
-        write_json(folder / "attempts.json", {"attempts": record.attempts})
-        (folder / "record.json").unlink()
+        write_attempts(runs, run_id, record.attempts)
+        (run_folder(runs, run_id) / "record.json").unlink()

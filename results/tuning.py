@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
@@ -107,7 +108,7 @@ def _unfinished(record: TuningRecord) -> list[str]:
     return [f"Not over: {', '.join(f'{label} ({text} trials)' for label, text in odd.items())}."] if odd else []
 
 
-def _at_an_edge(record: TuningRecord, label: str, arm: dict[str, Any]) -> list[str]:
+def _at_an_edge(record: TuningRecord, label: str, arm: Mapping[str, Any]) -> list[str]:
     found = []
     for path, value in arm.get("values", {}).items():
         domain = record.space[path]
@@ -153,12 +154,12 @@ def _field_shown(record: TuningRecord) -> str:
     return next((path for path, domain in record.space.items() if isinstance(domain, list)), next(iter(record.space)))
 
 
-def _value(found: dict[str, Any], path: str) -> str:
+def _value(found: Mapping[str, Any], path: str) -> str:
     value = found.get("values", {}).get(path, "–")
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _metric(found: dict[str, Any], objective: str) -> float:
+def _metric(found: Mapping[str, Any], objective: str) -> float:
     return found.get("metrics", {}).get(objective, math.nan) * scale(objective)
 
 

@@ -107,7 +107,8 @@ def bench(
     with exclusive():
         report("the device's ceilings")
         device = torch.device(settings.device)
-        env = provenance(device, settings.threads) | {"load": round(os.getloadavg()[0], 2), **_versions(device)}
+        env: Any = provenance(device, settings.threads)
+        env |= {"load": round(os.getloadavg()[0], 2), **_versions(device)}
         try:
             most = ceilings(device, DTYPES[settings.dtype], settings.threads, settings.seconds)
         except Unmeasured:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,9 @@ from torch import Tensor, nn
 from results.files import read_again, write_atomically
 
 Weights = dict[str, Tensor]
+MARK = b"\nsha256 "  # before the digest of all that stands in front of it
+DIGEST = 32
+TRAILER = len(MARK) + DIGEST
 
 
 @dataclass
@@ -35,12 +39,55 @@ def former(path: Path) -> Path:
     return path.with_suffix(".former.pt")
 
 
-def save(path: Path, network: nn.Module, optimiser: torch.optim.Optimizer, state: State) -> None:
+@dataclass(frozen=True)
+class Origin:
+    """What a checkpoint belongs to: a run, and the fingerprint of the data it was trained on ("": not known)."""
+
+    run_id: str
+    data: str
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """The state of a checkpoint that was put into network and optimiser; `note` says which, and what was refused."""
+
+    state: State
+    note: str
+
+
+class OtherData(ValueError):
+    """The data are not those that the checkpoint was trained on."""
+
+
+class _Hashed:
+    """A file for torch.save to write to; `digest` is that of all that was written."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.digest = file, hashlib.sha256()
+
+    def write(self, part: bytes) -> int:
+        self.digest.update(part)
+        return self.file.write(part)
+
+    def flush(self) -> None:
+        self.file.flush()
+
+
+def save(path: Path, origin: Origin, network: nn.Module, optimiser: torch.optim.Optimizer, state: State) -> None:
     """Write the checkpoint, and keep the last one. Raises OSError; the two that were there are then intact."""
-    plain = {f.name: getattr(state, f.name) for f in fields(state)}
-    content = {"network": network.state_dict(), "optimiser": optimiser.state_dict(), "state": plain}
+    content = asdict(origin) | {
+        "network": network.state_dict(),
+        "optimiser": optimiser.state_dict(),
+        "state": {f.name: getattr(state, f.name) for f in fields(state)},
+    }
+
+    def write(file: BinaryIO) -> None:
+        hashed = _Hashed(file)
+        torch.save(content, hashed)  # type: ignore[arg-type]  # write and flush are all that it calls
+        file.write(MARK + hashed.digest.digest())  # behind the archive, which torch.load reads as before
+
     new = path.with_suffix(".new.pt")
-    write_atomically(new, lambda file: torch.save(content, file))
+    write_atomically(new, write)
     if path.exists():
         path.replace(former(path))
     new.replace(path)
@@ -51,36 +98,72 @@ def remove(path: Path) -> None:
         one.unlink(missing_ok=True)
 
 
-def load(path: Path, network: nn.Module, optimiser: torch.optim.Optimizer, device: torch.device) -> State | None:
-    """Put the last whole checkpoint, if there is one, into network and optimiser; its state.
+def load(
+    path: Path,
+    network: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    device: torch.device,
+    origin: Origin | None = None,
+) -> Loaded | None:
+    """Put the last whole checkpoint of `origin` into network and optimiser; None if there is no checkpoint.
 
-    Raises ValueError if there are some and none can be read.
+    Raises ValueError if there are some and none is whole, and OtherData if the data have changed.
     """
-    damaged = None
+    refused: list[ValueError] = []
     for one in (path, former(path)):
         try:
-            state = _load(one, network, optimiser, device)
-        except ValueError as error:
-            damaged = damaged or error
+            content, note = _content(one, device, origin)
+            state = _restore(content, network, optimiser)
+        except FileNotFoundError:
             continue
-        if state is not None:
-            return state
-    if damaged is not None:
-        raise damaged
+        except OtherData:
+            raise
+        except Exception as error:  # torch raises half a dozen types for a damaged file
+            refused.append(ValueError(f"{one} cannot be used ({_reason(error)}); delete it to start the run anew"))
+            continue
+        return Loaded(state, "; ".join([f"{one.name}, step {state.step}{note}", *map(str, refused)]))
+    if refused:
+        raise refused[0]
     return None
 
 
-def _load(path: Path, network: nn.Module, optimiser: torch.optim.Optimizer, device: torch.device) -> State | None:
-    try:
-        content = torch.load(path, map_location=device, weights_only=True)
-        network.load_state_dict(content["network"])
-        optimiser.load_state_dict(content["optimiser"])
-        return State(**content["state"])
-    except FileNotFoundError:
-        return None
-    except Exception as error:  # torch raises half a dozen types for a damaged file
-        reason = f"{type(error).__name__}: {error}".splitlines()[0].partition(". ")[0].rstrip(": ")
-        raise ValueError(f"{path} cannot be read ({reason}); delete it to start the run anew") from None
+def _content(path: Path, device: torch.device, origin: Origin | None) -> tuple[dict[str, Any], str]:
+    """What a checkpoint holds, and a remark on it. Raises OtherData, and many another exception if it is not whole."""
+    data = read_again(path.read_bytes)
+    body, mark, digest = data[:-TRAILER], data[-TRAILER:-DIGEST], data[-DIGEST:]
+    marked = mark == MARK
+    if marked and hashlib.sha256(body).digest() != digest:
+        raise ValueError("its checksum does not match its content")
+    content = torch.load(io.BytesIO(body if marked else data), map_location=device, weights_only=True)
+    if not isinstance(content, dict) or not content.keys() >= {"network", "optimiser", "state"}:
+        raise ValueError("it holds no checkpoint")
+    if not marked:
+        if "run_id" in content:
+            raise ValueError("its checksum is missing")
+        return content, ", written by an older version, without a checksum"
+    if origin is not None and content["run_id"] != origin.run_id:
+        raise ValueError(f"it belongs to run {content['run_id']}")
+    if origin is not None and content["data"] != origin.data:
+        raise OtherData(
+            f"the data have changed since {path} was written (fingerprint {content['data']}, now {origin.data}); "
+            "restore them, or delete the checkpoints beside it to start the run anew"
+        )
+    return content, ""
+
+
+def _restore(content: dict[str, Any], network: nn.Module, optimiser: torch.optim.Optimizer) -> State:
+    state = State(**content["state"])
+    taken = [int(one["step"]) for one in content["optimiser"]["state"].values() if "step" in one]
+    if taken and max(taken) != state.step:
+        raise ValueError(f"it is of step {state.step}, its optimiser of step {max(taken)}")
+    network.load_state_dict(content["network"])
+    optimiser.load_state_dict(content["optimiser"])
+    return state
+
+
+def _reason(error: Exception) -> str:
+    text = f"{error}" if type(error) is ValueError else f"{type(error).__name__}: {error}"
+    return text.splitlines()[0].partition(". ")[0].rstrip(": ")
 
 
 def write_curve(path: Path, curve: list[dict[str, float]]) -> None:

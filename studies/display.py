@@ -47,11 +47,12 @@ class Display:
         shares = 0.0
         for run_id, cells in tally.running.items():
             where = progress_of(self.runs, run_id)
-            shares += where.get("done", 0.0) * len(cells)
+            share = where["done"] if where else 0.0
+            shares += share * len(cells)
             if run_id not in self.bars:
                 label = f"  {printable(cells[0].arm)}, seed {cells[0].seed}"
                 self.bars[run_id] = self.progress.add_task(label, total=1.0, text="")
-            self.progress.update(self.bars[run_id], completed=where.get("done", 0.0), text=progress_text(where))
+            self.progress.update(self.bars[run_id], completed=share, text=progress_text(where))
         self.progress.update(self.whole, total=tally.cells, completed=ended + shares, text=text)
 
     def finished(self, tally: Tally, cell: Cell, record: RunRecord | None, ended: Ended) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from results.declarations import keep_declaration
+from results.entries import ArmEntry, CellEntry
 from results.files import CorruptFile, made_folder
 from results.identity import validate_source
 from results.locks import locked
@@ -238,7 +239,7 @@ def declare(study: Study, name: str, source: str, runs: Path, cells: list[Cell])
         validate_source(study_folder(runs, name) / "manifest.json", former.source, source, bool(alike))
         keep_declaration(runs, former)
     expanded = {arm.label: arm for arm in study.expanded()}
-    arms = [
+    arms: list[ArmEntry] = [
         {
             "label": arm.label,
             "reference": arm.reference,
@@ -247,7 +248,9 @@ def declare(study: Study, name: str, source: str, runs: Path, cells: list[Cell])
         }
         for arm in expanded.values()
     ]
-    plain = [{"arm": c.arm, "seed": c.seed, "run_id": c.spec.run_id, "factors": c.factors} for c in cells]
+    plain: list[CellEntry] = [
+        {"arm": c.arm, "seed": c.seed, "run_id": c.spec.run_id, "factors": c.factors} for c in cells
+    ]
     manifest = Manifest(
         study=name,
         source=source,

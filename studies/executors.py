@@ -219,7 +219,7 @@ def _train(spec: RunSpec, place: Place, stopping: Callable[[], bool], tick: Call
 
     def report(progress: Progress) -> None:
         path = run_folder(place.runs, spec.run_id) / "progress.json"
-        write_json(path, dataclasses.asdict(progress) | {"time": time.time()})
+        write_json(path, dataclasses.asdict(progress) | {"time": time.time()}, flush=False)
         tick()
 
     try:

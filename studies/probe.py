@@ -17,6 +17,7 @@ whose neighbouring tokens i ~ j are those of its line or grid (E edges):
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -29,6 +30,7 @@ from torch.nn.functional import softplus
 from ldn.classifier import Classifier, Stem, real_positions
 from ldn.published import ConvHeat, DenseHeat
 from ldn.terms import Conductance, DenseDiffusion, Diffusion, TimeStepRate
+from results.entries import Layer, ProbedNetwork, ReceptiveField
 from results.record import ProbeRecord, RunRecord, read_probe, write_probe
 from studies.checkpoint import Weights
 from studies.provenance import provenance
@@ -70,7 +72,7 @@ def _probed(
     former = read_probe(place.runs, record.run_id)
     kept = ("examples", "data", "weights_hash")
     if former is not None and all(getattr(former, name) == getattr(result, name) for name in kept):
-        result = former
+        result = dataclasses.replace(former)
     batch = first(data.valid, examples).to(device)
     network = restored(spec, stored)
     if not isinstance(network, Classifier):
@@ -82,7 +84,8 @@ def _probed(
             fresh = spec.model.build(spec.task.input, spec.task.target).eval()
             assert isinstance(fresh, Classifier)
             result.untrained = seen(fresh.to(device), spec, batch)
-    write_probe(place.runs, result)
+    if result != former:
+        write_probe(place.runs, result)
     return result
 
 
@@ -91,7 +94,7 @@ def first(split: Split, count: int) -> Split:
     return Split(split.x[:count], lengths, split.y[:count])
 
 
-def seen(network: Classifier, spec: RunSpec, batch: Split) -> dict[str, Any]:
+def seen(network: Classifier, spec: RunSpec, batch: Split) -> ProbedNetwork:
     """`layers` and `field` of a network, as in a ProbeRecord."""
     x = spec.task.prepare(batch.x)
     part = slice(0, FIELD_EXAMPLES)
@@ -103,7 +106,7 @@ def seen(network: Classifier, spec: RunSpec, batch: Split) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def layers(network: Classifier, x: Tensor, lengths: Tensor | None) -> list[dict[str, Any]]:
+def layers(network: Classifier, x: Tensor, lengths: Tensor | None) -> list[Layer]:
     """Energy, spread and range of the embedded input and after every layer; what each layer's diffusion did."""
     stem, stack = network.stem, _stack(network)
     outputs: dict[nn.Module, tuple[Tensor, Tensor]] = {}
@@ -114,11 +117,11 @@ def layers(network: Classifier, x: Tensor, lengths: Tensor | None) -> list[dict[
     watched = (Stem, *DIFFUSIONS, TimeStepRate, Conductance)
     with hooked([m for m in network.modules() if isinstance(m, watched) or m in stack], keep):
         network(x, lengths)
-    found: list[dict[str, Any]] = []
+    found: list[Layer] = []
     for depth, module in enumerate((stem, *stack)):
         state = outputs[module][1]
         real = _real(state, stem, lengths)
-        entry: dict[str, Any] = {"depth": depth, **smoothness(state, real, stem), "range": value_range(state, real)}
+        entry: Any = {"depth": depth, **smoothness(state, real, stem), "range": value_range(state, real)}
         for part in module.modules() if depth else ():
             if isinstance(part, DIFFUSIONS):
                 before, after = outputs[part]
@@ -228,7 +231,7 @@ def _by_offset(offsets: list[tuple[int, ...]], rows: list[Tensor], dilations: li
 # --- the receptive field ------------------------------------------------------------------------
 
 
-def field(network: Classifier, x: Tensor, lengths: Tensor | None) -> dict[str, Any]:
+def field(network: Classifier, x: Tensor, lengths: Tensor | None) -> ReceptiveField:
     """The effective receptive field of the centre token, by the distance of a token from it (on a grid: in rows or
     columns, whichever are more) and, on a line, its sign; how many tokens it holds, of how many.
     """

@@ -6,26 +6,27 @@ import math
 import time
 from pathlib import Path
 
-from results.files import read_json
-from results.record import run_folder
+from results.entries import ProgressEntry
+from results.files import CorruptFile
+from results.record import read_progress
 
 FRESH_SECONDS = 30.0  # a report so recent is of a run that goes on, though its lock is not seen from this machine
 
 
-def progress_of(runs: Path, run_id: str) -> dict[str, float]:
-    """A running run's last report; empty before the first."""
+def progress_of(runs: Path, run_id: str) -> ProgressEntry | None:
+    """The last report of a running run; None before the first, or if it cannot be read."""
     try:
-        return read_json(run_folder(runs, run_id) / "progress.json", "") or {}
-    except ValueError:
-        return {}
+        return read_progress(runs, run_id)
+    except CorruptFile:
+        return None
 
 
-def is_fresh(where: dict[str, float]) -> bool:
+def is_fresh(where: ProgressEntry | None) -> bool:
     """Whether a report is so recent that its run goes on."""
-    return time.time() - where.get("time", 0.0) < FRESH_SECONDS
+    return where is not None and time.time() - where["time"] < FRESH_SECONDS
 
 
-def progress_text(where: dict[str, float]) -> str:
+def progress_text(where: ProgressEntry | None) -> str:
     """As in "loss 0.693, valid 51.2%, 12,345 tokens/s, 60 s left"."""
     if not where:
         return "starting"

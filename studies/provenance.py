@@ -9,15 +9,16 @@ import platform
 import subprocess
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import torch
+
+from results.entries import Attempt
 
 ROOT = Path(__file__).resolve().parent.parent
 STAMP = "commit.json"  # beside a copy of the code: which commit it is a copy of
 
 
-def provenance(device: torch.device, threads: int) -> dict[str, Any]:
+def provenance(device: torch.device, threads: int) -> Attempt:
     """Plain data for a record's attempt; of one in a SLURM job also the job, and how often it was queued again."""
     return {
         "node": platform.node(),
@@ -38,7 +39,7 @@ def cores() -> int:
     return cpu_count()
 
 
-def slurm_job() -> dict[str, Any]:
+def slurm_job() -> Attempt:
     """The SLURM job that this process is part of; empty outside of one."""
     job, array, task = (os.environ.get(f"SLURM_{name}") for name in ("JOB_ID", "ARRAY_JOB_ID", "ARRAY_TASK_ID"))
     if job is None:
@@ -64,7 +65,7 @@ def _processor() -> str:
 
 
 @cache
-def commit() -> dict[str, Any]:
+def commit() -> Attempt:
     """The commit of this code, whether the working tree differs from it, and the hash of its differences ("": none).
 
     "unknown" outside a git checkout; of a copy of the code, that of the original when it was copied.

@@ -31,6 +31,7 @@ from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner
 from optuna.samplers import TPESampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from results.entries import TrialEntry
 from results.identity import validate_source
 from results.record import (
     RunRecord,
@@ -68,7 +69,7 @@ class Trial:
     status: str = ""
     reason: str = ""
     losses: Counter[str] = field(default_factory=Counter)
-    told: dict[str, Any] = field(default_factory=dict)  # `plain`, once it is over
+    told: TrialEntry | None = None  # `plain`, once it is over
     read: dict[str, int] = field(default_factory=dict)  # when each run's curve had last changed
     reported: int = 0  # evaluations
     hopeless: bool = False  # told to prune
@@ -84,16 +85,16 @@ class Trial:
         if set(self.run_ids) <= set(self.records):
             self.status = "done"
 
-    def plain(self) -> dict[str, Any]:
+    def plain(self) -> TrialEntry:
         """As it stands in trials.json."""
         if self.told:
             return self.told
-        plain = {
+        plain: TrialEntry = {
             "arm": self.arm.label,
             "trial": self.number,
             "values": self.values,
             "run_ids": self.run_ids,
-            "status": self.status or "running",
+            "status": self.status or "running",  # type: ignore[typeddict-item]
             "reason": self.reason,
             "metrics": measured(list(self.records.values())),
         }
@@ -137,7 +138,7 @@ class ArmSearch:
         if isinstance(pruner, HyperbandPruner):  # which makes its brackets, by which values are drawn, when first asked
             pruner.prune(self.study, create_trial(state=TrialState.RUNNING))
 
-    def restore(self, listed: Sequence[dict[str, Any]], runs: Path) -> list[Trial]:
+    def restore(self, listed: Sequence[TrialEntry], runs: Path) -> list[Trial]:
         """Take up what journal and list hold; the trials that are still open.
 
         Raises JournalMismatch where the journal contradicts the records.
@@ -163,7 +164,7 @@ class ArmSearch:
             self._check(self.trials[number], stored[number])
         return [trial for trial in self.trials.values() if not trial.status]
 
-    def _begin(self, listed: Sequence[dict[str, Any]]) -> None:
+    def _begin(self, listed: Sequence[TrialEntry]) -> None:
         """Fill an empty journal: with the trials that were listed, or with the arm as it is declared."""
         declared = {path: field_value(self.arm.spec, path) for path in self.space}
         with self.journal.transaction():
@@ -293,7 +294,7 @@ class Search:
             bases = {arm["base"] for arm in former.arms.values()}
             alike = any(base_of(arm.spec, self.tuning.space) in bases for arm in study.declared())
             validate_source(self.path, former.source, source, alike)
-        self.listed: dict[str, list[dict[str, Any]]] = {}  # by arm
+        self.listed: dict[str, list[TrialEntry]] = {}  # by arm
         self.waiting: list[tuple[Trial, Cell]] = []
         journal = Journal(study_folder(runs, name) / "tuning.log")
         try:
@@ -408,7 +409,7 @@ class Search:
                 self.listed[arm.label] = [trial.plain() for trial in self.trials_of(arm)]
                 left_out = [path for path in self.tuning.space if path not in arm.space]
                 self.record.arms[arm.label] = {
-                    "base": arm.asked_for["base"], "left_out": left_out, "planned": arm.wanted,
+                    "base": str(arm.asked_for["base"]), "left_out": left_out, "planned": arm.wanted,
                     **outcome(self.listed[arm.label], self.tuning.objectives),
                 }  # fmt: skip
         self.record.history = [trial for arm in self.arms for trial in self.listed[arm.label]]
@@ -417,9 +418,9 @@ class Search:
         self.next_writing = ended + max(WRITE_SECONDS, (ended - began) / WRITE_SHARE)
 
 
-def _listed(former: TuningRecord | None, arm: ArmSearch) -> list[dict[str, Any]]:
+def _listed(former: TuningRecord | None, arm: ArmSearch) -> list[TrialEntry]:
     """The trials of this arm in a former list, if they are of what is asked now."""
-    if former is None or former.arms.get(arm.label, {}).get("base") != arm.asked_for["base"]:
+    if former is None or arm.label not in former.arms or former.arms[arm.label]["base"] != arm.asked_for["base"]:
         return []
     if (former.seeds, former.objectives) != (arm.asked_for["seeds"], arm.asked_for["objectives"]):
         return []

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from results.entries import TrialEntry
 from results.locks import is_held
 from results.record import read_record, read_tuning, study_folder, unfinished
 from results.text import styled
@@ -32,7 +32,7 @@ def search_shown(runs: Path, name: str) -> tuple[Group | None, bool]:
     first = record.objectives[0]
     for label, arm in record.arms.items():
         trials = [trial for trial in record.history if trial["arm"] == label]
-        counts = Counter(t["status"] if t["status"] in COLUMNS else "failed" for t in trials)
+        counts: Counter[str] = Counter(t["status"] if t["status"] in COLUMNS else "failed" for t in trials)
         counts["to go"] = arm["planned"] - len(trials)
         best = f"{first} {arm['metrics'][first]:.4g}" if "metrics" in arm else ""
         table.add_row(styled(label), *(str(counts[name] or "") for name in COLUMNS), best)
@@ -46,7 +46,7 @@ def search_shown(runs: Path, name: str) -> tuple[Group | None, bool]:
     return Group(table, *lines), record.left > 0
 
 
-def _line(runs: Path, trial: dict[str, Any], run_id: str) -> Text:
+def _line(runs: Path, trial: TrialEntry, run_id: str) -> Text:
     record, where = read_record(runs, run_id), progress_of(runs, run_id)
     state = "waiting for a free slot" if record is None else str(record.status)
     if record is None and (is_fresh(where) or unfinished(runs, run_id)[0] == "running"):

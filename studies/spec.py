@@ -7,7 +7,6 @@ of threads and the code's version are no part of it; they are recorded beside th
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from ldn.classifier import InputSpec, ModelConfig
 from ldn.config import AtLeast, Below, Between, Config, refuse_unknown
+from results.record import content_id
 from studies import zoo
 from studies.tasks.task import Task
 
@@ -85,8 +85,7 @@ class RunSpec(Config):
     @property
     def run_id(self) -> str:
         """Sixteen hex digits of the hash of the canonical content."""
-        text = json.dumps(canonical(self), sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return content_id(canonical(self))
 
 
 def canonical(spec: RunSpec) -> dict[str, Any]:

@@ -16,8 +16,9 @@ from rich.table import Table
 from rich.text import Text
 
 from results.declarations import undeclared_note
-from results.files import CorruptFile, read_json
-from results.record import manifest_of, read_manifest, read_record, unfinished
+from results.entries import CellEntry
+from results.files import CorruptFile
+from results.record import manifest_of, read_attempts, read_manifest, read_record, unfinished
 from results.signals import interrupt_on_signals
 from results.text import styled, styled_lines
 from studies.jobs import (
@@ -105,7 +106,7 @@ def look(runs: Path, name: str) -> tuple[list[State], str]:
     ], note
 
 
-def _state(runs: Path, cell: dict[str, Any], given: JobOfRun | None, asked: bool) -> State:
+def _state(runs: Path, cell: CellEntry, given: JobOfRun | None, asked: bool) -> State:
     run_id = cell["run_id"]
 
     def state(status: str, text: str = "") -> State:
@@ -114,15 +115,15 @@ def _state(runs: Path, cell: dict[str, Any], given: JobOfRun | None, asked: bool
 
     try:
         record = read_record(runs, run_id)
+        status, reason = (record.status, record.reason) if record else unfinished(runs, run_id)
     except CorruptFile as error:
         return state("corrupt", f"corrupt: {error}")
     if record is not None:
-        return state(record.status, "" if record.status == "done" else f"{record.status}: {record.reason}")
-    status, reason = unfinished(runs, run_id)
+        return state(status, "" if status == "done" else f"{status}: {reason}")
     queued = given.queued if given else None
     if queued is not None and queued.state == "PENDING":
         return state("pending", queued.reason)
-    where = progress_of(runs, run_id) if status in ("running", "stopped") else {}
+    where = progress_of(runs, run_id) if status in ("running", "stopped") else None
     if status == "running" or (queued is not None and is_fresh(where)):
         at = "" if queued is None else f", on {queued.node}, job {queued.job_id} ({queued.left} left of it)"
         step = f"step {where['step']}, " if where else ""
@@ -235,7 +236,7 @@ def _of_searches(runs: Path, run: str) -> dict[str, list[Path]]:
     found: dict[str, list[Path]] = {}
     for folder in runs.glob(f"{run}*"):
         record = read_record(runs, folder.name)
-        started = record.attempts if record else (read_json(folder / "attempts.json", "") or {}).get("attempts", [])
+        started = record.attempts if record else read_attempts(runs, folder.name) or []
         paths = [homes[job] for attempt in started if (job := attempt.get("slurm_job")) in homes]
         if paths:
             found[folder.name] = list(dict.fromkeys(paths))

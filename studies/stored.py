@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import pickle
+import hashlib
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from results.files import CorruptFile, read_again
 from results.record import RunRecord, manifest_of, read_manifest, read_record, run_folder
 from studies import checkpoint
 from studies.spec import RunSpec
@@ -81,14 +83,22 @@ def weights(runs: Path, record: RunRecord) -> checkpoint.Weights:
     path = run_folder(runs, record.run_id) / "weights.pt"
     if not record.weights_hash:
         raise ValueError(f"run {record.run_id} was not trained (its budget is 0 steps), so it has no weights")
+    remedy = "delete its folder to train that run anew"
     try:
-        stored = torch.load(path, map_location="cpu", weights_only=True)
+        content = read_again(path.read_bytes)
     except FileNotFoundError:
         raise ValueError(f"run {record.run_id} has no weights kept: there is no {path}") from None
-    except (RuntimeError, EOFError, pickle.UnpicklingError):
-        raise ValueError(f"{path} cannot be read; delete its folder to train that run anew") from None
+    known = record.files.get("weights.pt")  # unknown of runs of older versions
+    if known is not None and hashlib.sha256(content).hexdigest() != known:
+        raise CorruptFile(f"{path} is damaged: its checksum is not the one in its record; {remedy}")
+    try:
+        stored = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except Exception:  # torch raises half a dozen types for a damaged file
+        raise CorruptFile(f"{path} cannot be read; {remedy}") from None
+    if not isinstance(stored, dict) or not all(isinstance(value, torch.Tensor) for value in stored.values()):
+        raise CorruptFile(f"{path} holds no weights; {remedy}")
     if checkpoint.weights_hash(stored) != record.weights_hash:
-        raise ValueError(f"{path} holds other weights than its record says; delete its folder to train that run anew")
+        raise CorruptFile(f"{path} holds other weights than its record says; {remedy}")
     return stored
 
 

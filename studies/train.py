@@ -22,9 +22,10 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from results.files import read_json, write_atomically, write_json
+from results.entries import Attempt
+from results.files import file_checksum, write_atomically
 from results.locks import locked
-from results.record import RunRecord, read_record, run_folder, write_record
+from results.record import RunRecord, read_attempts, read_record, run_folder, write_attempts, write_record
 from studies import checkpoint
 from studies.augment import crop_and_flip
 from studies.meter import exact_gmac, measure
@@ -37,6 +38,7 @@ from studies.tasks.task import Split, loaded
 CHECK_EVERY = 20  # steps between two looks at whether the loss is finite: each look waits for the device
 CHECKPOINT_SECONDS = 20.0
 REPORT_SECONDS = 0.5
+FILES = ("curve.csv", "predictions.npz", "weights.pt")  # what a run leaves beside its record
 LOCK_SECONDS = 1.0  # between two looks at whether a run that waits for its lock is to stop
 STOP_SECONDS = 0.2  # within which a signal that ended a child process has reached this one
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
@@ -98,13 +100,13 @@ def train(
         if former is not None and former.status == "pruned":
             (folder / "prune").unlink(missing_ok=True)  # it has done its work
         record = RunRecord(run_id=spec.run_id, spec=canonical(spec), status="failed")
-        record.attempts = _former_attempts(folder, former)
+        record.attempts = _former_attempts(place.runs, spec.run_id, former)
         record.attempts.append(provenance(torch.device(place.device), place.threads))
         graphs = spec.optim.graphs and torch.device(place.device).type == "cuda"  # a CPU takes the step as it is
         record.attempts[-1] |= {"compile": place.compile, "graphs": graphs, "started": time.time()}
         began = time.perf_counter()
         try:
-            write_json(folder / "attempts.json", {"attempts": record.attempts})
+            write_attempts(place.runs, spec.run_id, record.attempts)
             _run(spec, place, folder, record, report, stop)
             record.status = "done"
         except Diverged as divergence:
@@ -120,7 +122,8 @@ def train(
             record.traceback = traceback.format_exc()
         finally:
             record.attempts[-1]["seconds"] = round(time.perf_counter() - began, 3)
-            write_json(folder / "attempts.json", {"attempts": record.attempts})
+            write_attempts(place.runs, spec.run_id, record.attempts)
+        record.files = {name: file_checksum(folder / name) for name in FILES if (folder / name).exists()}
         write_record(place.runs, record)
         # of a failed or pruned run the checkpoint stays: a retry goes on from it
         kept = record.status in ("failed", "pruned")
@@ -167,7 +170,7 @@ def _run(
     torch.manual_seed(derived_seed(spec.seed, "init"))
     network = spec.model.build(spec.task.input, spec.task.target)
     cost = measure(network, spec.task.input)
-    record.cost = dataclasses.asdict(cost)
+    record.cost = dataclasses.asdict(cost)  # type: ignore[assignment]  # the same fields
     if spec.budget.gmacs is not None:
         exact_gmac(cost, "a budget in gmacs", "one in steps, epochs or seconds")
     if spec.budget.steps == 0:
@@ -177,8 +180,12 @@ def _run(
     data = data.to(device)
     network.to(device)
     optimiser = adamw(network, spec.optim)
-    state = checkpoint.load(folder / "checkpoint.pt", network, optimiser, device)
-    state = state or checkpoint.State(loss_sum=torch.zeros((), device=device))
+    origin = checkpoint.Origin(spec.run_id, data.provenance.get("fingerprint", ""))
+    loaded_checkpoint = checkpoint.load(folder / "checkpoint.pt", network, optimiser, device, origin)
+    if loaded_checkpoint is None:
+        state = checkpoint.State(loss_sum=torch.zeros((), device=device))
+    else:
+        state, record.attempts[-1]["checkpoint"] = loaded_checkpoint.state, loaded_checkpoint.note
     record.attempts[-1]["first_step"] = first_step = state.step
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=spec.precision == "bf16")
     if place.compile:
@@ -198,11 +205,11 @@ def _run(
             speed = (state.step - first_step) * batches.tokens / max(time.perf_counter() - started, 1e-9)
             report(_progress(state, done, speed))
             if (folder / "prune").exists():
-                checkpoint.save(folder / "checkpoint.pt", network, optimiser, state)
+                checkpoint.save(folder / "checkpoint.pt", origin, network, optimiser, state)
                 _note_validation(record, state)
                 raise Pruned(f"pruned at step {state.step}, {done:.0%} of its budget")
         if stop():
-            checkpoint.save(folder / "checkpoint.pt", network, optimiser, state)
+            checkpoint.save(folder / "checkpoint.pt", origin, network, optimiser, state)
             raise Stopped(f"run {spec.run_id} was stopped at step {state.step}")
         began = time.perf_counter()
         network.train()
@@ -231,7 +238,7 @@ def _run(
             report(_progress(state, done, speed))
             reported = now
         if now - saved > CHECKPOINT_SECONDS:
-            checkpoint.save(folder / "checkpoint.pt", network, optimiser, state)
+            checkpoint.save(folder / "checkpoint.pt", origin, network, optimiser, state)
             saved = time.perf_counter()
 
     _note_validation(record, state)
@@ -242,7 +249,9 @@ def _run(
     network.load_state_dict(state.best)
     metrics, predicted = evaluate(network, data.test, spec, autocast)  # the only time that test is touched
     record.metrics["test"] = metrics
-    answers: dict[str, Any] = {"predicted": predicted, "label": data.test.y.cpu().numpy()}
+    answers: dict[str, Any] = {
+        "predicted": predicted, "label": data.test.y.cpu().numpy(), "run_id": np.array(spec.run_id)
+    }  # fmt: skip
     if data.test.source is not None:
         answers["source"] = data.test.source.numpy()
     write_atomically(folder / "predictions.npz", lambda file: np.savez_compressed(file, **answers))
@@ -305,9 +314,9 @@ def _progress(state: checkpoint.State, done: float, speed: float) -> Progress:
     return Progress(state.step, done, loss, accuracy, speed, left)
 
 
-def _former_attempts(folder: Path, former: RunRecord | None) -> list[dict[str, Any]]:
+def _former_attempts(runs: Path, run_id: str, former: RunRecord | None) -> list[Attempt]:
     """What is known of earlier starts: of an interrupted run from its own file, of a failed one from its record."""
-    interrupted = read_json(folder / "attempts.json", "delete it: it only lists when this run was started before")
+    interrupted = read_attempts(runs, run_id)
     if interrupted is not None:
-        return interrupted["attempts"]
+        return interrupted
     return [] if former is None else former.attempts

@@ -17,6 +17,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from ldn.config import AtLeast, Config
+from results.entries import FrontEntry, Outcome, TrialEntry
 from results.record import RunRecord, TuningRecord, write_tuning
 from studies.spec import RunSpec, field_value, with_field, with_fields
 
@@ -138,13 +139,13 @@ def measured(records: Sequence[RunRecord]) -> dict[str, float]:
     )
 
 
-def outcome(history: Sequence[dict[str, Any]], objectives: Sequence[str]) -> dict[str, Any]:
+def outcome(history: Sequence[TrialEntry], objectives: Sequence[str]) -> Outcome:
     """Counts, winner and front of one arm's trials.
 
     The winner is the best by the first objective, among equals the one of lower validation loss, then the earlier.
     """
     done = [trial for trial in history if trial["status"] == "done"]
-    found: dict[str, Any] = {
+    found: Outcome = {
         "counts": dict(Counter(trial["status"] for trial in history)),
         "distinct": len({tuple(trial["run_ids"]) for trial in history}),
     }
@@ -153,7 +154,7 @@ def outcome(history: Sequence[dict[str, Any]], objectives: Sequence[str]) -> dic
     ranked = sorted(done, key=lambda trial: (*_costs(trial, objectives[:1]), trial["metrics"]["valid.loss"]))
     if len(objectives) > 1:
         found["front"] = [_shown(trial) for trial in _front(ranked, objectives)]
-    return found | _shown(ranked[0])
+    return {**found, **_shown(ranked[0])}
 
 
 def described(tuned: TuningRecord) -> str:
@@ -271,14 +272,14 @@ def _has(spec: RunSpec, path: str) -> bool:
     return True
 
 
-def _costs(trial: dict[str, Any], objectives: Sequence[str]) -> tuple[float, ...]:
+def _costs(trial: TrialEntry, objectives: Sequence[str]) -> tuple[float, ...]:
     """What a trial has measured, signed so that less is better."""
     return tuple(-trial["metrics"][o] if maximised(o) else trial["metrics"][o] for o in objectives)
 
 
-def _front(ranked: Sequence[dict[str, Any]], objectives: Sequence[str]) -> list[dict[str, Any]]:
+def _front(ranked: Sequence[TrialEntry], objectives: Sequence[str]) -> list[TrialEntry]:
     """The trials that no other equals in every objective and beats in one; of equal ones the first."""
-    points: dict[tuple[float, ...], dict[str, Any]] = {}
+    points: dict[tuple[float, ...], TrialEntry] = {}
     for trial in ranked:
         points.setdefault(_costs(trial, objectives), trial)
     return [
@@ -288,8 +289,8 @@ def _front(ranked: Sequence[dict[str, Any]], objectives: Sequence[str]) -> list[
     ]
 
 
-def _shown(trial: dict[str, Any]) -> dict[str, Any]:
-    return {name: trial[name] for name in ("trial", "values", "metrics")}
+def _shown(trial: TrialEntry) -> FrontEntry:
+    return {"trial": trial["trial"], "values": trial["values"], "metrics": trial["metrics"]}
 
 
 def _domain(domain: Any) -> str:

@@ -18,7 +18,8 @@ ROOMS = ("ldn", "baselines", "studies", "results")
 MODULES = sorted(path.relative_to(ROOT) for room in (*ROOMS, "benchmarks") for path in (ROOT / room).rglob("*.py"))
 TESTS = sorted(path.relative_to(ROOT) for path in (ROOT / "tests").rglob("*.py"))
 
-LEAVES = ("declarations", "files", "identity", "locks", "record", "signals", "text")  # of results: for all packages
+# modules of results that all packages may import
+LEAVES = ("declarations", "entries", "files", "identity", "locks", "record", "signals", "text", "validation")
 # what of ours each room may import; a name also stands for what lies below it
 MAY_IMPORT = {
     "ldn": ("ldn",),

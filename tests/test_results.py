@@ -25,27 +25,47 @@ from typer.testing import CliRunner, Result
 
 from results import tables
 from results.__main__ import main
-from results.files import write_json
+from results.files import read_json, write_json
 from results.gather import curves, gather
 from results.latex import SYMBOLS
 from results.notes import bold_means, notes, reasons
-from results.record import Manifest, RunRecord, manifest_of, run_folder, study_folder, write_manifest, write_record
+from results.record import (
+    Manifest,
+    RunRecord,
+    content_id,
+    manifest_of,
+    run_folder,
+    study_folder,
+    write_manifest,
+    write_record,
+)
 from results.report import SECTIONS, print_report, write_report
 from results.section import Gathered
 from results.summary import cost_unit, summarise, title
 
+REPORT = {
+    "step": 120, "done": 0.2, "loss": 0.7, "accuracy": 0.5, "tokens_per_second": 9.0, "seconds_left": 60.0, "time": 0.0
+}  # fmt: skip
 HARD = r"50% of_all & #1 ~^\{}$"
 NOTE = {"lost": "width 64 matches params"}
 ACCURACY = {"full": (0.90, 0.92, 0.94), "no diffusion": (0.80, 0.83, 0.83), HARD: (0.95,)}
 
 
+def spec_of(arm: str, seed: int) -> dict[str, Any]:
+    return {
+        "schema": 1, "model": {"name": "ldn", "kernel": {"radius": 2}}, "task": {"name": "cued_digits"}, "label": arm,
+        "optim": {"lr": 1e-3, "betas": [0.9, 0.95]}, "batch": 64, "budget": {"steps": 600}, "seed": seed,
+    }  # fmt: skip
+
+
+def run_id_of(arm: str, seed: int) -> str:
+    return content_id(spec_of(arm, seed))
+
+
 def record(arm: str, seed: int, **changes: Any) -> RunRecord:
     values: dict[str, Any] = {
-        "run_id": f"{arm.split()[0].strip('%')}-{seed}",
-        "spec": {
-            "schema": 1, "model": {"name": "ldn", "kernel": {"radius": 2}}, "task": {"name": "cued_digits"},
-            "optim": {"lr": 1e-3, "betas": [0.9, 0.95]}, "batch": 64, "budget": {"steps": 600}, "seed": seed,
-        },
+        "run_id": run_id_of(arm, seed),
+        "spec": spec_of(arm, seed),
         "status": "done",
         "cost": {"params": 54_210, "gmac": 0.00112, "elementwise": 1e-4},
         "steps": 600,
@@ -67,15 +87,14 @@ def runs(tmp_path: Path) -> Path:
             metrics = {"valid": {"accuracy": accuracy + 0.01}, "test": {"accuracy": accuracy, "loss": 1 - accuracy}}
             write_record(runs, record(arm, seed, metrics=metrics))
             curve = "step,lr,train_loss,valid_loss,valid_accuracy\n300,0.001,1.2,1.3,0.5\n600,0.0,0.7,0.8,0.9\n"
-            (run_folder(runs, f"{arm.split()[0].strip('%')}-{seed}") / "curve.csv").write_text(curve)
+            (run_folder(runs, run_id_of(arm, seed)) / "curve.csv").write_text(curve)
     diverged = {"status": "diverged", "reason": "loss is nan\nat step 40", "metrics": {"test": {"accuracy": 0.1}}}
     write_record(runs, record(HARD, 1, **diverged))
-    write_json(run_folder(runs, "50-2") / "progress.json", {"step": 120, "done": 0.2})
-    run_folder(runs, "lost-1").mkdir()
-    (run_folder(runs, "lost-1") / "record.json").write_text('{"run_id": ')
+    write_json(run_folder(runs, run_id_of(HARD, 2)) / "progress.json", REPORT)
+    run_folder(runs, run_id_of("lost", 1)).mkdir()
+    (run_folder(runs, run_id_of("lost", 1)) / "record.json").write_text('{"run_id": ')
     write_record(runs, record("lost", 2, status="failed", reason="out of memory " * 20))
     arms = [*ACCURACY, "lost"]
-    ids = {arm: arm.split()[0].strip("%") for arm in arms}
     write_manifest(
         runs,
         Manifest(
@@ -83,7 +102,7 @@ def runs(tmp_path: Path) -> Path:
             metric="test.accuracy", direction="max",
             arms=[{"label": arm, "reference": "full", "changes": {}, "note": NOTE.get(arm, "")} for arm in arms],
             cells=[
-                {"arm": arm, "seed": seed, "run_id": f"{ids[arm]}-{seed}", "factors": {"kernel": i or "off"}}
+                {"arm": arm, "seed": seed, "run_id": run_id_of(arm, seed), "factors": {"kernel": i or "off"}}
                 for i, arm in enumerate(arms) for seed in range(3)
             ],
         ),
@@ -108,7 +127,7 @@ def test_every_cell_is_a_row_whatever_became_of_it(frame: pd.DataFrame) -> None:
     assert list(frame["status"]) == ["done"] * 7 + ["diverged", "stopped", "missing", "corrupt", "failed"]
     why = frame["reason"].tolist()
     assert why[7:10] == ["loss is nan at step 40", "stopped at step 120 (20%)", "not run yet"]
-    assert "lost-1/record.json is not valid JSON" in why[10]
+    assert f"{run_id_of('lost', 1)}/record.json is not valid JSON" in why[10]
 
 
 def test_columns_are_grouped_by_prefix_and_nested_fields_joined_by_dots(frame: pd.DataFrame) -> None:
@@ -122,7 +141,7 @@ def test_columns_are_grouped_by_prefix_and_nested_fields_joined_by_dots(frame: p
 
 
 def test_a_held_lock_tells_a_running_run_from_a_stopped_one(runs: Path) -> None:
-    folder = run_folder(runs, "50-2")
+    folder = run_folder(runs, run_id_of(HARD, 2))
     with (folder / "lock").open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         row = gather(runs, "components").iloc[8]
@@ -142,8 +161,8 @@ def test_curves_are_long_and_a_torn_one_is_named(runs: Path, frame: pd.DataFrame
     assert len(long) == 14
     assert long["arm"].dtype == frame["arm"].dtype
     assert curves(runs, frame[frame["arm"] == "lost"]).empty
-    (run_folder(runs, "full-1") / "curve.csv").write_text('step,lr\n1,2,3,4\n"')
-    with pytest.raises(ValueError, match=r"full-1/curve\.csv"):
+    (run_folder(runs, run_id_of("full", 1)) / "curve.csv").write_text('step,lr\n1,2,3,4\n"')
+    with pytest.raises(ValueError, match=rf"{run_id_of('full', 1)}/curve\.csv"):
         curves(runs, frame)
 
 
@@ -310,14 +329,14 @@ def test_a_report_writes_what_it_says(runs: Path, frame: pd.DataFrame, tmp_path:
 
 
 def test_a_torn_curve_withholds_itself_only(runs: Path, tmp_path: Path) -> None:
-    (run_folder(runs, "full-1") / "curve.csv").write_text('step,lr\n1,2,3,4\n"')
+    (run_folder(runs, run_id_of("full", 1)) / "curve.csv").write_text('step,lr\n1,2,3,4\n"')
     report = write_report(runs, "components", tmp_path)
     assert {"table.md", "training_curves.png", "significance.csv"} <= {path.name for path in report.files}
     written = pd.read_csv(report.folder / "significance.csv").drop(columns=["arm", "reference"])
     assert all(written.dtypes.map(pd.api.types.is_numeric_dtype)) and {"difference", "low", "high"} <= set(written)
     file = StringIO()
     print_report(Console(file=file, width=200), report)
-    assert "full-1/curve.csv is no table of numbers" in file.getvalue()
+    assert f"{run_id_of('full', 1)}/curve.csv is no table of numbers" in file.getvalue()
     assert not report.errors
 
 
@@ -413,7 +432,7 @@ def test_the_users_mistake_is_one_sentence(invoke: Callable[..., Result], runs: 
     assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
     assert f"there can be no folder {__file__}/x/components (Not a directory): choose another place" in result.stderr
     manifest = runs / "studies" / "components" / "manifest.json"
-    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"metric": "test.f1"}))
+    write_json(manifest, (read_json(manifest, "") or {}) | {"metric": "test.f1"})
     result = invoke("components")
     assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
     assert "no run has the metric 'test.f1'" in result.stderr

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import subprocess
@@ -13,9 +12,18 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from results.files import write_json
+from results.files import read_json, write_json
 from results.record import Manifest as Declared
-from results.record import RunRecord, TuningRecord, run_folder, study_folder, write_manifest, write_record, write_tuning
+from results.record import (
+    RunRecord,
+    TuningRecord,
+    content_id,
+    run_folder,
+    study_folder,
+    write_manifest,
+    write_record,
+    write_tuning,
+)
 from studies import jobs, search_status, status
 from studies.drive import sole_driver
 from studies.jobs import Array, InQueue
@@ -26,7 +34,7 @@ REPORT = {"step": 40, "done": 0.4, "loss": 0.25, "accuracy": 0.5, "tokens_per_se
 
 def declared(runs: Path, count: int) -> list[str]:
     """A study `s` of one arm and so many seeds; the ids of its runs."""
-    ids = [f"{seed:016x}" for seed in range(count)]
+    ids = [content_id({"seed": seed}) for seed in range(count)]
     cells = [{"arm": "ldn", "seed": seed, "run_id": run_id, "factors": {}} for seed, run_id in enumerate(ids)]
     arm = {"label": "ldn", "reference": "ldn", "changes": {}, "note": ""}
     about = {"source": "s.py", "question": "?", "metric": "test.accuracy", "direction": "max"}
@@ -62,8 +70,8 @@ def printed(runs: Path) -> str:
 def test_every_run_of_a_submitted_study_is_somewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ids = declared(tmp_path, 10)
     folder = submitted(tmp_path, [ids[:4], ids[4:6], ids[6:7], ids[7:8]])
-    write_record(tmp_path, RunRecord(run_id=ids[0], spec={}, status="done"))
-    write_record(tmp_path, RunRecord(run_id=ids[1], spec={}, status="failed", reason="KeyError: 'x'"))
+    write_record(tmp_path, RunRecord(run_id=ids[0], spec={"seed": 0}, status="done"))
+    write_record(tmp_path, RunRecord(run_id=ids[1], spec={"seed": 1}, status="failed", reason="KeyError: 'x'"))
     write_json(run_folder(tmp_path, ids[2]) / "progress.json", REPORT | {"time": time.time()})
     write_json(run_folder(tmp_path, ids[8]) / "progress.json", REPORT | {"time": 0.0})
     (folder / "12_2_0_log.out").write_text("one\ntwo\nthree\nMemoryError: out of it\n")
@@ -141,7 +149,7 @@ def test_a_run_given_to_a_second_job_is_that_job_s(tmp_path: Path, monkeypatch: 
 def test_where_slurm_does_not_answer_the_files_are_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ids = declared(tmp_path, 2)
     submitted(tmp_path, [ids])
-    write_record(tmp_path, RunRecord(run_id=ids[0], spec={}, status="done"))
+    write_record(tmp_path, RunRecord(run_id=ids[0], spec={"seed": 0}, status="done"))
     monkeypatch.setenv("PATH", str(tmp_path))
     states, note = look(tmp_path, "s")
     assert [state.status for state in states] == ["done", "missing"]
@@ -172,16 +180,16 @@ def test_what_squeue_says_is_understood(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_logs_are_those_of_the_jobs_a_run_was_given_to(tmp_path: Path) -> None:
-    ids = ["aa11", "aa22"]
-    first = submitted(tmp_path, [["aa11"], ["aa22"]])
-    second = submitted(tmp_path, [["aa11"]], "ffff0123", "13")
+    ids = [content_id({"seed": seed}) for seed in range(2)]
+    first = submitted(tmp_path, [ids[:1], ids[1:]])
+    second = submitted(tmp_path, [ids[:1]], "ffff0123", "13")
     (second / "13_0_log.out").write_text("begins\nends\n")
-    failed = RunRecord(run_id=ids[0], spec={}, status="failed", traceback="Traceback:\n  here")
+    failed = RunRecord(run_id=ids[0], spec={"seed": 0}, status="failed", traceback="Traceback:\n  here")
     write_record(tmp_path, failed)
-    paths, lines = logs(tmp_path, "aa1", 1)
+    paths, lines = logs(tmp_path, ids[0][:6], 1)
     assert paths == [first / "12_0_0_log.out", second / "13_0_log.out"]
     assert lines == ["ends", "Traceback:", "  here"]
-    for prefix, message in (("aa", "2 runs that begin with 'aa'"), ("bb", "no run 'bb'")):
+    for prefix, message in (("", "2 runs that begin with ''"), ("x", "no run 'x'")):
         with pytest.raises(ValueError, match=message):
             logs(tmp_path, prefix, 1)
 
@@ -193,7 +201,7 @@ def test_watching_ends_with_the_study(tmp_path: Path, monkeypatch: pytest.Monkey
     def sleep(seconds: float) -> None:
         looks.append(seconds)
         if len(looks) == 2:
-            write_record(tmp_path, RunRecord(run_id=run_id, spec={}, status="done"))
+            write_record(tmp_path, RunRecord(run_id=run_id, spec={"seed": 0}, status="done"))
 
     monkeypatch.setattr(status.time, "sleep", sleep)
     show_status(Console(force_terminal=False), tmp_path, "s", every=3)
@@ -202,7 +210,7 @@ def test_watching_ends_with_the_study(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_a_search_is_shown_with_its_driver_and_its_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = submitted(tmp_path, [[], []], key="abcd0123")
-    write_json(folder / "array.json", json.loads((folder / "array.json").read_text()) | {"role": "worker"})
+    write_json(folder / "array.json", (read_json(folder / "array.json", "") or {}) | {"role": "worker"})
     ids = [f"{i:016x}" for i in range(4)]
     history = [
         {"arm": "ldn", "trial": i, "values": {}, "run_ids": [run_id], "status": status, "reason": why, "metrics": {}}
@@ -210,7 +218,8 @@ def test_a_search_is_shown_with_its_driver_and_its_jobs(tmp_path: Path, monkeypa
             zip(ids, ("done", "failed", "running", "running"), ("", "KeyError: x", "", ""), strict=True)
         )
     ]
-    arms = {"ldn": {"base": "b", "left_out": [], "planned": 9, "counts": {}, "metrics": {"valid.accuracy": 0.75}}}
+    found = {"counts": {}, "distinct": 0, "metrics": {"valid.accuracy": 0.75}}
+    arms = {"ldn": {"base": "b", "left_out": [], "planned": 9, **found}}
     write_tuning(
         study_folder(tmp_path, "s") / "trials.json",
         TuningRecord(

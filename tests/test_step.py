@@ -129,7 +129,7 @@ def test_a_checkpoint_of_a_captured_step_goes_on_in_one_that_is_not(tmp_path: Pa
     trained(captured, captured, steps=2)
     network = MODELS[0].build(INPUT, TargetSpec(classes=3))
     path, cpu = tmp_path / "checkpoint.pt", torch.device("cpu")
-    checkpoint.save(path, network, captured.optimiser, checkpoint.State())
+    checkpoint.save(path, checkpoint.Origin("", ""), network, captured.optimiser, checkpoint.State(step=2))
     checkpoint.load(path, network, plain.optimiser, cpu)
     again = Step(plain.forward, plain.parameters, plain.optimiser, OPTIM, plain.autocast, torch.zeros(()), False)
     again.set_rate(0.5)

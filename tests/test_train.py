@@ -698,7 +698,7 @@ def test_a_damaged_checkpoint_is_refused_in_one_sentence_and_left_alone(
 
     record = train(SPEC, place(tmp_path))
     assert record.status == "failed" and path.read_bytes() == left and not Path("exploded").exists()
-    assert record.reason.startswith(f"ValueError: {path} cannot be read (")
+    assert record.reason.startswith(f"ValueError: {path} cannot be used (")
     assert record.reason.endswith("; delete it to start the run anew") and len(record.reason) < len(str(path)) + 160
     path.unlink()
     train(SPEC, place(tmp_path))
@@ -730,7 +730,7 @@ def test_a_checkpoint_holds_nothing_but_numbers(tmp_path: Path) -> None:
         train(SPEC, place(tmp_path), stop=at(7))
     path = run_folder(tmp_path / "runs", SPEC.run_id) / "checkpoint.pt"
     content = torch.load(path, weights_only=True)
-    assert content.keys() == {"network", "optimiser", "state"} and content["state"]["step"] == 7
+    assert content.keys() == {"run_id", "data", "network", "optimiser", "state"} and content["state"]["step"] == 7
     assert len(content["state"]["curve"]) == 1 and content["state"]["best_step"] == 5
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ldn.classifier import InputSpec, TargetSpec
 from ldn.config import AtLeast
+from results.entries import DataFacts
 from studies.tasks.task import Data, Split, Task, fingerprint, floors
 
 View = Literal["rows", "pixels", "image"]
@@ -150,5 +151,5 @@ def _data(
         made_of = None if source is None else torch.from_numpy(source)
         tensors.append(Split(torch.from_numpy(x), None, torch.from_numpy(y), made_of))
     train, valid, test = tensors
-    provenance = {"fingerprint": fingerprint(train, valid, test), **floors(train, test, 10, shortcuts)}
+    provenance: DataFacts = {"fingerprint": fingerprint(train, valid, test), **floors(train, test, 10, shortcuts)}
     return Data(train, valid, test, provenance)

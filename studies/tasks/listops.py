@@ -22,6 +22,7 @@ from torch import Tensor
 
 from ldn.classifier import InputSpec, TargetSpec
 from ldn.config import AtLeast, Between
+from results.entries import DataFacts
 from results.files import write_atomically
 from studies.tasks.task import Data, Split, Task, fingerprint, floors
 
@@ -80,7 +81,7 @@ class ListOps(Task):
         test, valid = part(0, self.test), part(self.test, self.valid)
         train = part(self.test + self.valid, self.train)
         known = floors(train, test, self.target.classes, {"first operator": by_first_token(train, test)})
-        provenance = {"fingerprint": fingerprint(train, valid, test), "generator": GENERATOR, **known}
+        provenance: DataFacts = {"fingerprint": fingerprint(train, valid, test), "generator": GENERATOR, **known}
         return Data(train, valid, test, provenance)
 
     def _generate(self, path: Path) -> Stored:

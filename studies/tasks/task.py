@@ -11,13 +11,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ldn.classifier import InputSpec, TargetSpec
 from ldn.config import Config
+from results.entries import DataFacts
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Data:
     train: Split
     valid: Split
     test: Split
-    provenance: dict[str, Any] = field(default_factory=dict)
+    provenance: DataFacts = field(default_factory=DataFacts)
 
     def to(self, device: torch.device) -> Data:
         return Data(self.train.to(device), self.valid.to(device), self.test.to(device), self.provenance)
@@ -122,7 +122,7 @@ def _bounds(values: Tensor) -> tuple[int, int]:
     return int(array.min()), int(array.max())
 
 
-def floors(train: Split, test: Split, classes: int, shortcuts: Mapping[str, float] | None = None) -> dict[str, Any]:
+def floors(train: Split, test: Split, classes: int, shortcuts: Mapping[str, float] | None = None) -> DataFacts:
     """What accuracy on `test` needs no model, for the record: {"floors": {name: accuracy}, "test_examples": n}.
 
     "chance" names any class; "most frequent class" always names the one that is most frequent in `train`.
