@@ -10,12 +10,14 @@ import json
 import os
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from results.entries import Attempt
+from results.files import CorruptFile, verify
 from results.record import RunRecord, run_folder
 
 CURVE_ROWS = 200_000  # evaluations that all curves together may have in a page, but never less than FEWEST a run
@@ -57,7 +59,9 @@ def _details(folder: str, record: RunRecord | None, rows: int, pool: Pool) -> di
         return {}
     found: dict[str, Any] = {"files": pool.add("\n".join(names))} if names else {}
     if "curve.csv" in names:
-        found["curve"], found["evaluations"] = _curve(os.path.join(folder, "curve.csv"), rows)
+        with suppress(CorruptFile):
+            verify(Path(folder, "curve.csv"), record.files.get("curve.csv") if record else None, "")
+            found["curve"], found["evaluations"] = _curve(os.path.join(folder, "curve.csv"), rows)
     return found | _of_record(record, pool) if record else found
 
 

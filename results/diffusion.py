@@ -78,6 +78,9 @@ def gather_probes(gathered: Gathered) -> tuple[pd.DataFrame, pd.DataFrame, pd.Da
         except CorruptFile as error:
             said.append(f"{cell['arm']}, seed {cell['seed']}: {error}.")
             continue
+        if record is not None and record.weights_hash != gathered.records[cell["run_id"]].weights_hash:
+            said.append(f"{cell['arm']}, seed {cell['seed']}: probed with former weights, so left out.")
+            continue
         if record is not None and record.reason:
             said.append(f"{cell['arm']}: {record.reason}.")
         for state in ("trained", "untrained"):

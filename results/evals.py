@@ -57,7 +57,11 @@ def gather_evals(gathered: Gathered, metric: str) -> tuple[pd.DataFrame, list[st
         except CorruptFile as error:
             torn.append(f"{cell['arm']}, seed {cell['seed']}: {error}.")
             continue
+        weights = gathered.records[cell["run_id"]].weights_hash
         elsewhere = [record for record in evals if record.changes or record.split != "test"]
+        if any(record.weights_hash != weights for record in elsewhere):
+            elsewhere = [record for record in elsewhere if record.weights_hash == weights]
+            torn.append(f"{cell['arm']}, seed {cell['seed']}: evaluations of former weights are left out.")
         rows += [base | row(record, metric) for record in elsewhere]
         if elsewhere:
             length, value = elsewhere[0].trained_length, cell["own"]

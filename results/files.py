@@ -11,7 +11,8 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
@@ -74,15 +75,20 @@ def _matches(checksum: Any, plain: dict[str, Any]) -> bool:
         return False
 
 
-def write_json(path: Path, plain: dict[str, Any], flush: bool = True) -> None:
+def write_json(path: Path, plain: Mapping[str, Any], flush: bool = True) -> None:
     """Write a JSON object with its checksum. Non-finite numbers become the strings "NaN", "Infinity", "-Infinity"."""
+    content = json_bytes(plain)
+    write_atomically(path, lambda file: file.write(content), flush)
+
+
+def json_bytes(plain: Mapping[str, Any]) -> bytes:
+    """What `write_json` writes."""
     try:
         text = json.dumps(plain, allow_nan=False)
     except ValueError:
         text = json.dumps(_finite(plain), allow_nan=False)
     plain = json.loads(text)  # keys are text from here on, as they are for the reader
-    text = json.dumps(plain | {CHECKSUM: json_checksum(plain)}, indent=1) + "\n"
-    write_atomically(path, lambda file: file.write(text.encode()), flush)
+    return (json.dumps({**plain, CHECKSUM: json_checksum(plain)}, indent=1) + "\n").encode()
 
 
 def _finite(value: Any) -> Any:
@@ -102,9 +108,21 @@ def json_checksum(plain: Any) -> str:
 
 
 def file_checksum(path: Path) -> str:
-    """The sha256 of a file's bytes."""
+    """The sha256 of a file's bytes. A file is read once in a process, and again if its size or time has changed."""
+    found = path.stat()
+    return _checksum(path, found.st_size, found.st_mtime_ns)
+
+
+@cache
+def _checksum(path: Path, size: int, changed: int) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def verify(path: Path, checksum: str | None, remedy: str) -> None:
+    """Raise CorruptFile if the file has another checksum. None: not known, as of files of older versions."""
+    if checksum is not None and file_checksum(path) != checksum:
+        raise CorruptFile(f"{path} is damaged or was edited: its checksum is not that in its record; {remedy}")
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], Any], flush: bool = True) -> None:

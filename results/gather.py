@@ -21,6 +21,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +30,12 @@ import pandas as pd
 
 from results.cost_frame import MeasuredRuns
 from results.entries import ArmEntry, CellEntry
-from results.files import CorruptFile
+from results.files import CorruptFile, verify
 from results.record import Manifest, RunRecord, manifest_of, read_record, run_folder, unfinished
 from results.text import one_line, printable
 
 INT64 = range(-(2**63), 2**63)
+REMEDY = "delete the folder of this run to train it again"
 PREFIXES = ["factor", "model", "task", "optim", "budget", "spec", "train", "valid", "test", "cost", "data", "env"]
 
 
@@ -91,15 +93,17 @@ def _inconsistency(arms: list[ArmEntry], cells: list[CellEntry]) -> str:
     return next((what for what, found in checks.items() if found), "")
 
 
-def curves(runs: Path, frame: pd.DataFrame, unreadable: list[str] | None = None) -> pd.DataFrame:
+def curves(
+    runs: Path, frame: pd.DataFrame, records: Mapping[str, RunRecord], unreadable: list[str] | None = None
+) -> pd.DataFrame:
     """The learning curves of the frame's runs, one row an evaluation: `arm`, `reference`, `seed`, `step`, ...
 
-    Raises CorruptFile for a file that is no table of numbers; with a list `unreadable`, adds a sentence to it instead.
+    Raises CorruptFile for a file that does not match its record or is no table of numbers; with a list `unreadable`, adds a sentence to it instead.
     """
     parts = {}
     for index, run_id in frame["run_id"].items():
         try:
-            curve = _curve(run_folder(runs, run_id) / "curve.csv")
+            curve = _curve(run_folder(runs, run_id) / "curve.csv", records.get(run_id))
         except CorruptFile as error:
             if unreadable is None:
                 raise
@@ -114,16 +118,21 @@ def curves(runs: Path, frame: pd.DataFrame, unreadable: list[str] | None = None)
     return cells.join(rows, how="inner").reset_index(drop=True)
 
 
-def _curve(path: Path) -> pd.DataFrame | None:
+def _curve(path: Path, record: RunRecord | None) -> pd.DataFrame | None:
     """The curve in `path`; None if there is none, as of a run without training steps."""
     try:
+        verify(path, record.files.get(path.name) if record else None, REMEDY)
         curve = pd.read_csv(path)
     except FileNotFoundError:
         return None
+    except CorruptFile:
+        raise
     except ValueError as error:
         raise CorruptFile(f"{path} is no table of numbers ({one_line(str(error))})") from None
     if "step" not in curve or curve["step"].isna().any() or len(curve.select_dtypes("number").columns) < curve.shape[1]:
         raise CorruptFile(f"{path} is no table of numbers with a column `step`")
+    if not np.isfinite(curve.to_numpy(float)).all() or not curve["step"].is_monotonic_increasing:
+        raise CorruptFile(f"{path} has a value that is not finite, or steps that do not ascend")
     return curve
 
 

@@ -21,7 +21,7 @@ from results.declarations import undeclared_note
 from results.files import made_folder
 from results.gather import curves, gather, printable_manifest
 from results.latex import unknown_to_pdflatex
-from results.notes import bold_means, caption, legend, notes, reasons
+from results.notes import bold_means, caption, legend, notes, older_files, reasons
 from results.page import page as html_page
 from results.parts import Parts
 from results.printing import csv, file_stem, write
@@ -130,7 +130,8 @@ def _gathered(runs: Path, study: str, parts: Parts) -> Gathered:
     records: dict[str, RunRecord] = {}
     frame = gather(runs, study, records)
     summary = summarise(frame, manifest.metric, manifest.direction)
-    over = parts.make("differences over test examples", over_examples, runs, frame, manifest.metric)
+    metric, missing = manifest.metric, parts.missing
+    over = parts.make("differences over test examples", over_examples, runs, frame, metric, records, missing)
     return Gathered(runs, manifest, frame, summary if over is None else summary.join(over, on="arm"), records)
 
 
@@ -144,7 +145,7 @@ def _overview(gathered: Gathered, parts: Parts) -> Section:
         if len(drawn) < len(summary):
             made.text.append(f"The {what} show {len(drawn)} of {len(summary)} arms: {CHOICE}.")
     of_learned = frame[(frame["status"] == "done") & frame["arm"].isin(learned["arm"])]
-    evaluations = figures.aligned(curves(gathered.runs, of_learned, parts.missing))
+    evaluations = figures.aligned(curves(gathered.runs, of_learned, gathered.records, parts.missing))
     drawings: dict[str, Callable[[], Any]] = {
         "arms": lambda: figures.arms(frame, shown, metric),
         "accuracy_against_cost": lambda: figures.accuracy_against_cost(shown, metric),
@@ -172,7 +173,7 @@ def _pictures(sections: list[Section], parts: Parts) -> dict[str, bytes]:
 def _remarks(gathered: Gathered, why: list[str]) -> list[str]:
     """What a reader must know of the runs, of the arms, and of the characters that one of the formats lacks."""
     manifest = gathered.manifest
-    remarks = notes(gathered.frame)
+    remarks = [*notes(gathered.frame), *older_files(gathered.records.values())]
     remarks += [f"{arm['label']}: {arm['note']}." for arm in manifest.arms if arm["note"]]
     remarks += manifest.notes
     if undeclared := undeclared_note(gathered.runs, manifest):

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import math
 import zipfile
+import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,9 +18,10 @@ import numpy as np
 import pandas as pd
 
 from results import statistics
+from results.files import CorruptFile, verify
 from results.notes import number
 from results.printing import intervals, signed
-from results.record import run_folder
+from results.record import RunRecord, run_folder
 from results.section import Gathered, Section
 from results.summary import CONFIDENCE, holm_within, metric_of
 
@@ -26,20 +29,29 @@ MOST_RUNS = 1_000  # predictions are read of no more: half a millisecond each, a
 COLUMNS = ("example_low", "example_high", "example_p", "mcnemar_p")
 
 
-def over_examples(runs: Path, frame: pd.DataFrame, metric: str) -> pd.DataFrame:
+def over_examples(
+    runs: Path, frame: pd.DataFrame, metric: str, records: Mapping[str, RunRecord], unusable: list[str]
+) -> pd.DataFrame:
     """For each arm, how its difference depends on the examples tested; COLUMNS, indexed by arm.
 
     Over the seeds that are done of both the arm and its reference, where each of these runs has stored predictions of
     the same examples; NaN elsewhere, and for all if the metric is not test accuracy, which alone predictions tell, or
     the frame has more than MOST_RUNS runs. `mcnemar_p` is two-sided, of all seeds together; NaN where examples share
-    their sources, for the test takes each for independent.
+    their sources, for the test takes each for independent. `unusable` is given a sentence for each file that
+    contradicts its record, which is left out.
     """
     arms = frame["arm"].cat.categories
     table = pd.DataFrame(math.nan, pd.CategoricalIndex(arms, arms, ordered=True, name="arm"), list(COLUMNS))
     done = frame[frame["status"] == "done"]
     if metric != "test.accuracy" or len(frame) > MOST_RUNS:
         return table
-    answers = {(arm, seed): _answers(runs, run_id) for arm, seed, run_id in _cells(done, "arm", "seed", "run_id")}
+    answers: dict[tuple[str, str], Answers | None] = {}
+    for arm, seed, run_id in _cells(done, "arm", "seed", "run_id"):
+        try:
+            answers[arm, seed] = _answers(runs, run_id, records.get(run_id))
+        except CorruptFile as error:
+            answers[arm, seed] = None
+            unusable.append(f"{arm}, seed {seed}: no interval over examples: {error}.")
     compared = frame.drop_duplicates("arm")
     for arm, reference in _cells(compared[compared["arm"].astype(str) != compared["reference"]], "arm", "reference"):
         seeds = [seed for one, seed in answers if one == arm and (reference, seed) in answers]
@@ -143,13 +155,31 @@ class Answers:
     source: np.ndarray | None
 
 
-def _answers(runs: Path, run_id: str) -> Answers | None:
-    """What a run answered; None where it stored nothing that can be read."""
+def _answers(runs: Path, run_id: str, record: RunRecord | None) -> Answers | None:
+    """What a run answered; None where it stored nothing. Raises CorruptFile if that contradicts the run's record."""
+    path, remedy = run_folder(runs, run_id) / "predictions.npz", "delete the folder of this run to train it again"
     try:
-        with np.load(run_folder(runs, run_id) / "predictions.npz", allow_pickle=False) as stored:
-            return Answers(stored["label"], stored["predicted"] == stored["label"], stored.get("source"))
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        verify(path, record.files.get(path.name) if record else None, remedy)
+        with np.load(path, allow_pickle=False) as stored:
+            owner = str(stored.get("run_id", run_id))
+            answers = Answers(stored["label"], stored["predicted"] == stored["label"], stored.get("source"))
+    except FileNotFoundError:
         return None
+    except CorruptFile:
+        raise
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
+        raise CorruptFile(f"{path} cannot be read ({type(error).__name__}: {error}); {remedy}") from None
+    if owner != run_id:
+        raise CorruptFile(f"{path} belongs to run {owner}; {remedy}")
+    if record is not None and not _agree(answers, record):
+        raise CorruptFile(f"{path} contradicts the accuracy or the number of examples in its record; {remedy}")
+    return answers
+
+
+def _agree(answers: Answers, record: RunRecord) -> bool:
+    accuracy = record.metrics.get("test", {}).get("accuracy", math.nan)
+    examples = record.data.get("test_examples", len(answers.label))
+    return len(answers.label) == examples and math.isclose(answers.right.mean(), accuracy, abs_tol=1e-9)
 
 
 def _cells(frame: pd.DataFrame, *names: str) -> list[tuple[str, ...]]:

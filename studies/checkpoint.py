@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import math
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -12,7 +13,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor, nn
 
-from results.files import read_again, write_atomically
+from results.files import CorruptFile, read_again, write_atomically
 
 Weights = dict[str, Tensor]
 MARK = b"\nsha256 "  # before the digest of all that stands in front of it
@@ -179,12 +180,19 @@ def write_curve(path: Path, curve: list[dict[str, float]]) -> None:
 
 
 def read_curve(path: Path) -> list[dict[str, float]]:
-    """The rows that `write_curve` has written so far; none where there is no such file."""
+    """The rows that `write_curve` has written so far; none where there is no such file. Raises CorruptFile."""
     try:
-        text = read_again(path.read_text)
+        reader = csv.DictReader(io.StringIO(read_again(path.read_bytes).decode()), strict=True)
+        rows = [{name: float(value) for name, value in row.items()} for row in reader]
+        steps = [row["step"] for row in rows]
+        if steps != sorted(set(steps)) or not all(math.isfinite(value) for row in rows for value in row.values()):
+            raise ValueError("its steps do not ascend, or a value is not finite")
     except FileNotFoundError:
         return []
-    return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(io.StringIO(text))]
+    except (ValueError, TypeError, KeyError, csv.Error) as error:
+        remedy = "it is written again at the next evaluation"
+        raise CorruptFile(f"{path} is no table of numbers ({error}); {remedy}") from None
+    return rows
 
 
 def weights_hash(weights: Weights) -> str:

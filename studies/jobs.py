@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 from results.files import read_json
 from results.record import study_folder
+from results.validation import from_plain
 
 
 @dataclass
@@ -89,9 +90,10 @@ def all_arrays(runs: Path, name: str = "*") -> list[tuple[str, Array]]:
     """The submissions of every study with the study's name, the oldest first."""
     found = []
     for path in runs.glob(f"studies/{name}/slurm/*/array.json"):
-        plain = read_json(path, "delete it if none of its jobs is queued")
+        remedy = "delete it if none of its jobs is queued"
+        plain = read_json(path, remedy)
         if plain is not None:
-            found.append((path.parents[2].name, Array(**plain)))
+            found.append((path.parents[2].name, from_plain(Array, plain, path, remedy)))
     return sorted(found, key=lambda one: one[1].submitted)
 
 

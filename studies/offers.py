@@ -13,12 +13,12 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from results.files import read_json, write_json
+from results.files import CorruptFile, read_json, write_json
+from results.record import content_id
 from studies.spec import RunSpec, canonical, from_plain
 
 OVER = "over"  # a file: no more runs will be offered
 GOOD = ".good"  # a file of a worker's: it has ended a run, or has left by itself
-REMEDY = "delete it; the next driver offers its run again"
 IDLE_SECONDS = 60.0  # that a worker waits for a run
 
 
@@ -98,18 +98,18 @@ class Taker:
 
     def next(self) -> RunSpec | None:
         while self.former:
-            plain = read_json(self.former.pop(0), REMEDY)
-            if plain is not None:  # else it was given to another meanwhile
-                return from_plain(plain)
+            spec = _read(self.former.pop(0))
+            if spec is not None:  # else it was given to another meanwhile
+                return spec
         for path in _by_age(self.offers):
             self.mine.mkdir(exist_ok=True)  # a driver that thought this worker gone has removed it
             try:
                 path.rename(self.mine / path.name)
             except FileNotFoundError:  # another was faster
                 continue
-            plain = read_json(self.mine / path.name, REMEDY)
-            if plain is not None:
-                return from_plain(plain)
+            spec = _read(self.mine / path.name)
+            if spec is not None:
+                return spec
         return None
 
     def ended(self, run_id: str) -> None:
@@ -128,6 +128,20 @@ class Taker:
         """This worker ends, and holds nothing."""
         self.mine.mkdir(exist_ok=True)
         (self.mine / GOOD).touch()
+
+
+def _read(path: Path) -> RunSpec | None:
+    """The run that is offered; None if it is gone or damaged. A damaged file is deleted: the driver offers it again."""
+    try:
+        plain = read_json(path, "")
+    except CorruptFile:
+        plain = {}
+    if plain is None:
+        return None
+    if content_id(plain) != path.stem:
+        path.unlink(missing_ok=True)
+        return None
+    return from_plain(plain)
 
 
 def _runs(folder: Path) -> Iterator[Path]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import platform
 import subprocess
@@ -11,8 +10,11 @@ from functools import cache
 from pathlib import Path
 
 import torch
+from pydantic import TypeAdapter
 
 from results.entries import Attempt
+from results.files import read_json
+from results.validation import checked
 
 ROOT = Path(__file__).resolve().parent.parent
 STAMP = "commit.json"  # beside a copy of the code: which commit it is a copy of
@@ -70,9 +72,10 @@ def commit() -> Attempt:
 
     "unknown" outside a git checkout; of a copy of the code, that of the original when it was copied.
     """
-    stamp = ROOT / STAMP
-    if stamp.exists():
-        return json.loads(stamp.read_bytes())
+    stamp, remedy = ROOT / STAMP, "delete this copy of the code and submit the runs again"
+    plain = read_json(stamp, remedy)
+    if plain is not None:
+        return checked(TypeAdapter(Attempt), plain, stamp, remedy)
     try:
         head = _git("rev-parse", "HEAD")
         dirty = bool(_git("status", "--porcelain", "--untracked-files=no"))

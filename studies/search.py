@@ -32,6 +32,7 @@ from optuna.samplers import TPESampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from results.entries import TrialEntry
+from results.files import CorruptFile, verify
 from results.identity import validate_source
 from results.record import (
     RunRecord,
@@ -364,7 +365,11 @@ class Search:
         if changed == trial.read:
             return
         trial.read = changed
-        curves = {i: read_curve(path) for i, path in paths.items()}
+        try:
+            curves = {i: self._curve(trial, i, path) for i, path in paths.items()}
+        except CorruptFile as error:
+            self.notes.append(f"{trial.arm.label}, trial {trial.number}: its evaluations are not compared: {error}")
+            return
         trial.arm.report(trial, list(curves.values()))
         waiting = {cell.spec.run_id for other, cell in self.waiting if other is trial}
         running = [i for i in trial.run_ids if i not in waiting and i not in trial.records]
@@ -373,6 +378,11 @@ class Search:
             for i in running:
                 if len(curves[i]) >= trial.reported:  # a run that goes on from its checkpoint is not there again yet
                     (run_folder(self.runs, i) / "prune").touch()
+
+    def _curve(self, trial: Trial, run_id: str, path: Path) -> list[dict[str, float]]:
+        if run_id in trial.records:
+            verify(path, trial.records[run_id].files.get(path.name), "delete the folder of this run to train it again")
+        return read_curve(path)
 
     def tell(self, trial: Trial, cell: Cell, record: RunRecord | None) -> bool:
         if record is None:  # stopped: it stays open

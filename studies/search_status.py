@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from results.entries import TrialEntry
+from results.files import CorruptFile
 from results.locks import is_held
 from results.record import read_record, read_tuning, study_folder, unfinished
 from results.text import styled
@@ -47,7 +48,10 @@ def search_shown(runs: Path, name: str) -> tuple[Group | None, bool]:
 
 
 def _line(runs: Path, trial: TrialEntry, run_id: str) -> Text:
-    record, where = read_record(runs, run_id), progress_of(runs, run_id)
+    try:
+        record, where = read_record(runs, run_id), progress_of(runs, run_id)
+    except CorruptFile as error:
+        return styled(f"{trial['arm']}, trial {trial['trial']}: corrupt: {error} ").append(run_id, "dim")
     state = "waiting for a free slot" if record is None else str(record.status)
     if record is None and (is_fresh(where) or unfinished(runs, run_id)[0] == "running"):
         state = f"step {where['step']}, {progress_text(where)}" if where else "starting"

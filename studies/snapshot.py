@@ -6,12 +6,12 @@ The copy's folder is named after its content: a thousand runs submitted from the
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
 import tempfile
 from pathlib import Path
 
+from results.files import json_bytes
 from studies.provenance import ROOT, STAMP, commit
 
 ROOMS = ("ldn", "baselines", "studies", "results")
@@ -21,7 +21,7 @@ def snapshot(runs: Path) -> Path:
     """The folder under `runs` that holds a copy of this code and, in a file STAMP, of which commit it is."""
     sources = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
     content = {path.relative_to(ROOT): path.read_bytes() for path in sources}
-    content[Path(STAMP)] = json.dumps(commit()).encode()
+    content[Path(STAMP)] = json_bytes(commit())
     digest = hashlib.sha256()
     for path, data in content.items():
         digest.update(f"{path} {len(data)} ".encode() + data)

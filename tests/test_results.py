@@ -156,14 +156,14 @@ def test_a_held_lock_tells_a_running_run_from_a_stopped_one(runs: Path) -> None:
 
 
 def test_curves_are_long_and_a_torn_one_is_named(runs: Path, frame: pd.DataFrame) -> None:
-    long = curves(runs, frame)
+    long = curves(runs, frame, {})
     assert list(long)[:6] == ["arm", "reference", "seed", "run_id", "step", "lr"]
     assert len(long) == 14
     assert long["arm"].dtype == frame["arm"].dtype
-    assert curves(runs, frame[frame["arm"] == "lost"]).empty
+    assert curves(runs, frame[frame["arm"] == "lost"], {}).empty
     (run_folder(runs, run_id_of("full", 1)) / "curve.csv").write_text('step,lr\n1,2,3,4\n"')
     with pytest.raises(ValueError, match=rf"{run_id_of('full', 1)}/curve\.csv"):
-        curves(runs, frame)
+        curves(runs, frame, {})
 
 
 def test_every_number_of_the_summary(summary: pd.DataFrame) -> None:

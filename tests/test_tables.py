@@ -170,8 +170,10 @@ def test_predictions_say_how_sure_a_difference_is_over_examples(tmp_path: Path) 
         if run_id != "listops-2-1":  # one run without predictions: its arm has no interval
             predicted = np.where(right, label, (label + 1) % 10)
             np.savez(run_folder(tmp_path, run_id) / "predictions.npz", predicted=predicted, label=label)
-    table = over_examples(tmp_path, frame, "test.accuracy")
-    assert over_examples(tmp_path, frame, "test.loss").isna().all(axis=None)  # predictions tell of accuracy alone
+    table = over_examples(tmp_path, frame, "test.accuracy", {}, unusable := [])
+    assert not unusable
+    losses = over_examples(tmp_path, frame, "test.loss", {}, [])
+    assert losses.isna().all(axis=None)  # predictions tell of accuracy alone
     better = table.loc["ListOps: ViT_50%"]
     assert 0.1 < better["example_low"] < 0.2 < better["example_high"] < 0.3
     assert better["example_p"] < 0.001 > better["mcnemar_p"]

@@ -596,7 +596,7 @@ def test_winners_that_no_longer_fit_are_refused(changed: str, why: str, whole: P
         ({"optim.lr": 0.01, "model.steps": 1}, "the arm 'ldn' has model.steps 1, which is outside its space"),
         ({"optim.lr": 0.01}, "the arm 'ldn' has values of other fields than optim.lr, model.steps"),
         ({"optim.lr": 0.01, "model.steps": 2, "batch": 4}, "the arm 'ldn' has values of other fields than"),
-        (None, "the arm 'ldn' has values of other fields than"),
+        (None, "arms.ldn.values: Input should be a valid dictionary"),
     ],
 )
 def test_winners_outside_the_space_are_refused(values: Any, why: str, whole: Path, tmp_path: Path) -> None:

@@ -12,9 +12,10 @@ from __future__ import annotations
 import hashlib
 import warnings
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import torch
@@ -71,7 +72,7 @@ class ListOps(Task):
         """The three splits, from the cache in `folder / "listops"` or generated (seconds) and put there."""
         key = hashlib.sha256(f"{GENERATOR} {self!r}".encode()).hexdigest()[:16]
         path = folder / "listops" / f"{key}.npz"
-        stored = _read(path) or self._generate(path)
+        stored = _read(path, key) or self._generate(path, key)
         x, lengths, y = _padded(*stored, self.max_length)
 
         def part(start: int, size: int) -> Split:
@@ -84,13 +85,19 @@ class ListOps(Task):
         provenance: DataFacts = {"fingerprint": fingerprint(train, valid, test), "generator": GENERATOR, **known}
         return Data(train, valid, test, provenance)
 
-    def _generate(self, path: Path) -> Stored:
+    def _generate(self, path: Path, key: str) -> Stored:
         from studies.tasks.listops_generator import generate  # here, because it imports and compiles with numba
 
         made = generate(self, self.test + self.valid + self.train)
         stored = made.tokens, made.lengths, made.answers
+        content: Any = {
+            "tokens": stored[0],
+            "lengths": stored[1],
+            "answers": stored[2],
+            "sha256": _checksum(key, stored),
+        }
         try:
-            write_atomically(path, lambda file: np.savez(file, tokens=stored[0], lengths=stored[1], answers=stored[2]))
+            write_atomically(path, lambda file: np.savez(file, **content))
         except OSError as error:
             warnings.warn(f"ListOps could not be kept ({error}); it is generated anew at every start", stacklevel=3)
         return stored
@@ -106,14 +113,24 @@ def by_first_token(train: Split, test: Split) -> float:
     return (counts.argmax(dim=1)[test.x[:, 0].long()] == test.y).double().mean().item()
 
 
-def _read(path: Path) -> Stored | None:
-    """What a cache holds, None if there is none or none that can be read."""
+def _checksum(key: str, stored: Stored) -> np.ndarray:
+    digest = hashlib.sha256(key.encode())
+    for part in stored:
+        digest.update(f"{part.shape} {part.dtype}".encode() + part.tobytes())
+    return np.array(digest.hexdigest())
+
+
+def _read(path: Path, key: str) -> Stored | None:
+    """What a cache holds; None if there is none, or if it is damaged or was changed."""
     try:
-        with np.load(path, allow_pickle=False) as stored:
-            return stored["tokens"], stored["lengths"], stored["answers"]
+        with np.load(path, allow_pickle=False) as file:
+            stored, checksum = (file["tokens"], file["lengths"], file["answers"]), file["sha256"]
+        if str(checksum) != str(_checksum(key, stored)):
+            raise ValueError("its checksum does not match its content")
+        return stored
     except FileNotFoundError:
         return None
-    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
         warnings.warn(f"{path} cannot be read ({error}); it is generated anew", stacklevel=3)
         return None
 
