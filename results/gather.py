@@ -98,7 +98,8 @@ def curves(
 ) -> pd.DataFrame:
     """The learning curves of the frame's runs, one row an evaluation: `arm`, `reference`, `seed`, `step`, ...
 
-    Raises CorruptFile for a file that does not match its record or is no table of numbers; with a list `unreadable`, adds a sentence to it instead.
+    Raises CorruptFile for a file that does not match its record or is no table of numbers; with a list `unreadable`,
+    adds a sentence to it instead.
     """
     parts = {}
     for index, run_id in frame["run_id"].items():

@@ -364,7 +364,7 @@ def test_a_corrupt_file_of_a_section_withholds_that_section(runs: Path, tmp_path
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"study": "../../outside"}, "no name of a folder"),
+        ({"study": "../../outside"}, "belongs to study ../../outside, not to components"),
         ({"cells": []}, "has no cells"),
         ({"arms": []}, "has cells and arms that do not match"),
     ],

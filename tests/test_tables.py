@@ -19,7 +19,7 @@ from results.effects import section
 from results.figures.factors import factor_grid
 from results.gather import gather, level_text
 from results.notes import bold_means, caption, legend, notes, reasons
-from results.record import Manifest, RunRecord, run_folder, write_manifest, write_record
+from results.record import Manifest, RunRecord, content_id, run_folder, write_manifest, write_record
 from results.section import Gathered
 from results.significance import over_examples
 from results.significance import section as significance
@@ -273,9 +273,9 @@ def test_every_level_of_a_factor_has_its_effects(levels: tuple[Any, ...], shown:
             label = f"{i}, {steps}"
             arms.append({"label": label, "reference": "0, 1", "changes": {}, "note": ""})
             for seed in (0, 1, 2):
-                run_id = f"{i}{steps}{seed}"
                 accuracy = 0.5 + 0.1 * i + 0.01 * steps + 0.003 * ((seed + steps + i) % 3)
-                spec = {"model": {"name": "ldn"}, "task": {"name": "digits"}, "seed": seed}
+                spec = {"model": {"name": "ldn", "level": i, "steps": steps}, "task": {"name": "digits"}, "seed": seed}
+                run_id = content_id(spec)
                 metrics = {"test": {"accuracy": accuracy}, "valid": {"accuracy": accuracy}}
                 write_record(tmp_path, RunRecord(run_id=run_id, spec=spec, status="done", metrics=metrics))
                 factors = {"model.level": level, "model.steps": steps}
