@@ -36,6 +36,7 @@ class Configuration:
     requeue_delay: int = 5  # seconds that a requeued job waits at least; SLURM's default is 120
     node_timeout: int = 10  # seconds until a silent node is down
     warn_of_preemption: bool = True  # by the signal of sbatch --signal; SLURM's default is not to
+    bound: bool = False  # steps are bound to the cores that they ask for; with `cpus` that exist
     extra: tuple[str, ...] = ()  # further lines of slurm.conf
 
 
@@ -64,7 +65,7 @@ def slurm_conf(folder: Path, host: str, ports: Ports, config: Configuration) -> 
         f"SlurmctldLogFile={folder}/log/slurmctld.log",
         f"SlurmdLogFile={folder}/log/%n.log",
         "ProctrackType=proctrack/linuxproc",
-        "TaskPlugin=task/none",
+        *(("TaskPlugin=task/affinity", "TaskPluginParam=Cores") if config.bound else ("TaskPlugin=task/none",)),
         "MpiDefault=none",
         "SchedulerType=sched/backfill",
         "SchedulerParameters=sched_interval=1,batch_sched_delay=1,bf_interval=1",

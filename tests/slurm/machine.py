@@ -213,9 +213,14 @@ class Machine(Client):
             self._reconfigure(before)
 
     def _reconfigure(self, config: Configuration) -> None:
+        rebound = config.bound != self.config.bound
         self.config = config
         self._write_configuration()
         self.restart_controller()
+        if rebound:  # a plugin is loaded when slurmd starts
+            for node in NODES:
+                self.kill_slurmd(node)
+                self.start_node(node)
         self.call("scontrol", "reconfigure")
 
     # how

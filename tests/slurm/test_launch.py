@@ -154,6 +154,16 @@ def test_runs_that_are_disturbed_go_on_and_end_as_if_they_had_not_been(
     machine.wait_until(lambda: not in_queue("s"), "no job is left")
 
 
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one core is no choice")
+def test_both_slots_of_a_job_have_all_its_cores_where_steps_are_bound(machine: Machine, tmp_path: Path) -> None:
+    two = study(factors={}, seeds=range(2))
+    with machine.configured(bound=True, cpus=2):
+        submitted(tmp_path, two, Cluster(time="1:00:00", runs_per_job=4, cpus=2, memory=3))
+        machine.wait_until(lambda: finished(tmp_path, two), "all runs have ended", timeout=300)
+    assert [attempt["cores"] for attempts in lives(tmp_path, two) for attempt in attempts] == [2] * 4
+    assert "2 slots on cpu" in said(tmp_path) and "CPUs" not in said(tmp_path)
+
+
 def test_a_time_limit_is_no_end(machine: Machine, tmp_path: Path) -> None:
     long = study(arms={"ldn": with_field(LINEAR, "budget", type(LINEAR.budget)(seconds=100))}, factors={}, seeds=[0])
     (array,) = submitted(tmp_path, long, Cluster(time="0:02:00", signal_delay=15, cpus=1, memory=3))
