@@ -49,11 +49,8 @@ def _flock(file: IO[str], operation: int) -> bool:
         fcntl.flock(file, operation | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
-    except OSError as error:
-        if error.errno not in NO_LOCKS:
-            raise
-        advice = "choose a folder on a file system that has them"
-        raise OSError(error.errno, f"there are no file locks ({error.strerror}), {advice}", file.name) from None
+    except OSError as error:  # without the file's name
+        raise OSError(error.errno, f"it cannot be locked ({error.strerror})", file.name) from None
     return True
 
 
@@ -62,5 +59,4 @@ def _opened(path: Path, mode: str) -> IO[str]:
         return path.open(mode, encoding="utf-8")
     except PermissionError as error:
         owner = path.stat().st_uid if path.exists() else path.parent.stat().st_uid
-        advice = f"user {owner} owns it and can make it writable for you, or choose another folder"
-        raise PermissionError(error.errno, f"{error.strerror}: {advice}", str(path)) from None
+        raise PermissionError(error.errno, f"it belongs to user {owner} ({error.strerror})", str(path)) from None

@@ -6,9 +6,11 @@ It chooses which study runs and where, never what it is: there is no flag for a 
 from __future__ import annotations
 
 if __name__ == "__main__":  # before the imports below, which take a moment
+    from results.environment import use_temporary_caches
     from results.signals import end_on_signals
 
     end_on_signals()
+    use_temporary_caches()
 
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,6 +22,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
+from results.environment import expanded
 from results.identity import source_of
 from results.signals import interrupt_on_signals, stop_on_signals
 from results.text import PlainConsole, degrade_output, print_error, styled
@@ -35,7 +38,10 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__, pret
 console = PlainConsole()
 
 Name = Annotated[str, typer.Argument(help="A study that ships, or the path of your own study file.")]
-Runs = Annotated[Path, typer.Option(help="Where runs are kept.", envvar="LDN_RUNS")]
+Runs = Annotated[Path, typer.Option(help="Where runs are kept.", envvar="LDN_RUNS", callback=expanded)]
+
+
+Out = Annotated[Path, typer.Option(help="Where reports are written.", envvar="LDN_REPORTS", callback=expanded)]
 
 
 @app.command("list")
@@ -65,8 +71,8 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Compile = Annotated[bool, typer.Option("--compile", help="Train under torch.compile.")]
 Retry = Annotated[bool, typer.Option("--retry", help="Run again what failed or diverged.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="With --on slurm: only say what would be done.")]
-Slurm = Annotated[Path, typer.Option(help="What to ask of SLURM.", envvar="LDN_SLURM")]
-Data = Annotated[Path, typer.Option(help="Where data sets lie.", envvar="LDN_DATA")]
+Slurm = Annotated[Path, typer.Option(help="What to ask of SLURM.", envvar="LDN_SLURM", callback=expanded)]
+Data = Annotated[Path, typer.Option(help="Where data sets lie.", envvar="LDN_DATA", callback=expanded)]
 
 
 @app.command()
@@ -82,7 +88,7 @@ def run(
     slurm: Slurm = Path("slurm.toml"),
     runs: Runs = Path("runs"),
     data: Data = Path("data"),
-    out: Annotated[Path, typer.Option(help="Where reports are written.", envvar="LDN_REPORTS")] = Path("reports"),
+    out: Out = Path("reports"),
 ) -> None:
     """Run what has not been run yet, then write and print the report. Ctrl-C stops; calling again goes on.
 
@@ -281,7 +287,7 @@ def bench(
     seconds: Annotated[float, typer.Option(min=0.01, help="Timed seconds of each measurement.")] = 2,
     longest: Annotated[float, typer.Option(min=0.01, help="Skip passes expected to take more seconds.")] = 5,
     runs: Runs = Path("runs"),
-    out: Annotated[Path, typer.Option(help="Where reports are written.", envvar="LDN_REPORTS")] = Path("reports"),
+    out: Out = Path("reports"),
 ) -> None:
     """Measure time, memory and multiply-adds over lengths, all models in turns. Nothing else should run beside it."""
     from results.cost_frame import cost_frame

@@ -22,7 +22,7 @@ import torch
 
 from results.locks import locked
 from results.record import CostRecord, write_cost
-from studies.executors import devices
+from studies.executors import devices, validate_compiler
 from studies.isolated import Isolated, Metered
 from studies.provenance import cores, provenance
 from studies.roofline import Ceilings, ceilings
@@ -53,6 +53,8 @@ def settings(device: str, threads: int | None, compile: bool | None, seconds: fl
     """
     device = devices(device)[0]
     gpu = device != "cpu"
+    if compile and not gpu:
+        validate_compiler()
     return Settings(
         device=device,
         threads=threads or cores(),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import importlib.util
+import os
 import re
 import sys
 from pathlib import Path
@@ -31,7 +32,7 @@ def source(name: str, besides: str = "") -> Path:
     path that is not there.
     """
     if "/" in name or name.endswith(".py"):
-        path = Path(name)
+        path = Path(os.path.expanduser(name))
         if not path.is_file():
             raise FileNotFoundError(f"there is no study file {name}")
         if not re.fullmatch(r"\w[\w-]*", path.stem):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import tomllib
 from dataclasses import dataclass, field, replace
@@ -139,6 +140,11 @@ def read_cluster(path: Path) -> Cluster:
         raise ValueError(f"{path} is not valid TOML: {error}") from None
     try:
         refuse_unknown(Cluster, plain)
-        return Cluster(**plain)
+        cluster = Cluster(**plain)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
+    # sbatch does not replace ~ by the home folder
+    options = {
+        name: os.path.expanduser(value) if isinstance(value, str) else value for name, value in cluster.sbatch.items()
+    }
+    return replace(cluster, sbatch=options)

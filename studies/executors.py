@@ -259,11 +259,25 @@ def devices(device: str) -> list[str]:
     return ["cpu"] if kind == "cpu" else [device] if index else [f"cuda:{i}" for i in range(gpus)]
 
 
+def validate_compiler() -> None:
+    """Raise ValueError where torch.compile has no C++ compiler for the CPU."""
+    from torch._inductor.cpp_builder import get_cpp_compiler  # slow to import
+
+    try:
+        get_cpp_compiler()
+    except RuntimeError:
+        raise ValueError(
+            "torch.compile finds no C++ compiler here: install g++, name one in CXX, or leave out --compile"
+        ) from None
+
+
 def places(runs: Path, data: Path, device: str, slots: int | None, threads: int, compile: bool) -> list[Place]:
     """One place a slot: on a CPU as many as `threads` leave room for, on GPUs one each.
 
-    Raises ValueError where there is no such device.
+    Raises ValueError where there is no such device, or nothing to compile with.
     """
     names = devices(device)
+    if compile and names == ["cpu"]:
+        validate_compiler()
     count = slots or (max(1, cores() // threads) if names == ["cpu"] else len(names))
     return [Place(runs, data, names[i % len(names)], threads, compile) for i in range(count)]

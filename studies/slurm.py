@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 
 import submitit
 
+from results.environment import use_temporary_caches
 from results.files import write_json
 from results.record import put_aside, study_folder
 from studies.cluster import Cluster
@@ -64,6 +65,7 @@ class Stoppable(ABC):
         """All of it, or until `stopping` says so; what is then left to do, empty for nothing."""
 
     def __call__(self) -> str:
+        use_temporary_caches()
         asked: list[int] = []
         queue_again: Any = signal.getsignal(signal.SIGUSR2)  # submitit's way to do it, which exits
         for number in ASKING:

@@ -11,7 +11,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from results.files import json_bytes
+from results.files import UMASK, json_bytes
 from studies.provenance import ROOT, STAMP, commit
 
 ROOMS = ("ldn", "baselines", "studies", "results")
@@ -31,7 +31,7 @@ def snapshot(runs: Path) -> Path:
     folder.parent.mkdir(parents=True, exist_ok=True)
     beside = Path(tempfile.mkdtemp(dir=folder.parent, prefix="."))
     try:
-        beside.chmod(0o755)
+        beside.chmod(0o777 & ~UMASK)
         for path, data in content.items():
             (beside / path).parent.mkdir(parents=True, exist_ok=True)
             (beside / path).write_bytes(data)

@@ -19,7 +19,9 @@ MODULES = sorted(path.relative_to(ROOT) for room in (*ROOMS, "benchmarks") for p
 TESTS = sorted(path.relative_to(ROOT) for path in (ROOT / "tests").rglob("*.py"))
 
 # modules of results that all packages may import
-LEAVES = ("declarations", "entries", "files", "identity", "locks", "record", "signals", "text", "validation")
+LEAVES = (
+    "declarations", "entries", "environment", "files", "identity", "locks", "record", "signals", "text", "validation"
+)  # fmt: skip
 # what of ours each room may import; a name also stands for what lies below it
 MAY_IMPORT = {
     "ldn": ("ldn",),

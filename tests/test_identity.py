@@ -57,7 +57,8 @@ def test_a_project_goes_on_where_it_was_moved_to(absolute: bool, tmp_path: Path)
     plain = json.loads(path.read_text())
     assert plain["source"] == "../../../own.py" and manifest.source == str(before / "own.py")
     if absolute:  # as older versions wrote it
-        path.write_text(json.dumps(plain | {"source": manifest.source} | {"schema": 1}))
+        del plain["sha256"]
+        path.write_text(json.dumps(plain | {"source": manifest.source, "schema": 1}))
     after.parent.mkdir()
     before.rename(after)
     assert manifest_of(after / "runs", str(after / "own.py")).cells == manifest.cells
