@@ -5,6 +5,8 @@ Hochreiter and Schmidhuber 1997; Cho et al. 2014 (arXiv 1406.1078); both directi
 
 from __future__ import annotations
 
+import dataclasses
+import re
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
@@ -55,7 +57,7 @@ class RNN(nn.Module):
 
     def __init__(self, config: RNNConfig) -> None:
         super().__init__()
-        c = config
+        c = self.config = config
         self.rnn = (nn.LSTM if c.cell == "lstm" else nn.GRU)(
             c.width,
             c.width // 2 if c.bidirectional else c.width,
@@ -64,6 +66,20 @@ class RNN(nn.Module):
             bidirectional=c.bidirectional,
             dropout=c.dropout if c.depth > 1 else 0.0,
         )
+
+    def layers(self) -> list[RNN]:
+        """Copies of the layers, each as an RNN of one layer: one after the other they compute what this does."""
+        copies = []
+        for depth in range(self.config.depth):
+            layer = RNN(dataclasses.replace(self.config, depth=1))
+            state = {
+                re.sub(rf"_l{depth}(?=_|$)", "_l0", name): value
+                for name, value in self.rnn.state_dict().items()
+                if re.search(rf"_l{depth}(_|$)", name)
+            }
+            layer.rnn.load_state_dict(state)
+            copies.append(layer.to(next(self.parameters()).device).train(self.training))
+        return copies
 
     def forward(self, h: Tensor, lengths: Tensor | None) -> Tensor:
         if lengths is None:

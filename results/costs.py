@@ -23,6 +23,12 @@ SHORT = {"out of memory": "out of memory", "skipped": "too long", "refused": "re
 EXPENDABLE = ("Passes", "Params (M)", "GMAC", "GB/s (share)", "Peak MB", "TFLOP/s (share)")
 
 
+EXPONENT = (
+    "Exponent: of time in N, log-log least squares over all lengths, in brackets the 95 % t interval of that line; "
+    "where costs per token and per pair of tokens add up it grows with N, so at longer inputs it is higher."
+)
+
+
 def scaling_table(frame: pd.DataFrame) -> pd.DataFrame:
     """Printed cells: tokens a second of every model (rows) at every length (columns), then its exponent."""
     frame = frame[frame["task"] == "{}"]
@@ -69,9 +75,8 @@ def notes(frame: pd.DataFrame) -> list[str]:
     return [
         *where(frame),
         "Times are medians of timed blocks with their quartiles, models in turns, random input, full-length examples; "
-        "forward+backward is without the optimiser's step. Exponent: of time in N, log-log least squares over all "
-        "lengths, in brackets the 95 % t interval of that line; where costs per token and per pair of tokens add up it "
-        "grows with N, so at longer inputs it is higher.",
+        "forward+backward is without the optimiser's step.",
+        *([EXPONENT] if (frame["task"] == "{}").any() else []),
         "Peak: bytes of tensors at most (weights, input, activations, gradients), by the device's allocator; on a CPU "
         "by the profiler's record of every allocation. GMAC: one example, forward. TFLOP/s count 2 a multiply-add, "
         "backward as two forward passes. Shares are of the ceilings. "

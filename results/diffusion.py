@@ -24,13 +24,16 @@ TEXT = [
     "of neighbouring tokens over their variance (Geary's C; Cai and Wang 2020; Rusch et al. 2023), 1 for tokens that "
     "do not depend on their neighbours, towards 0 the smoother. Spread: the share of a state in which its tokens "
     "differ at all, 0 when all are alike (Dong et al. 2021). Depth 0 is the embedded input.",
-    "Largest: the largest value of any state. Excess: how far diffusion alone carried a value beyond its channel's "
-    "range in its sequence, at most, in per cent of that range: 0 where diffusion is bounded. Support: tokens of the "
-    "effective receptive field of the centre token's last state (mean absolute Jacobian by the embedded tokens, Luo "
-    "et al. 2016) above 1 % of its largest.",
+    "Largest: the largest value of any state. Support: tokens of the effective receptive field of the centre token's "
+    "last state (mean absolute Jacobian by the embedded tokens, Luo et al. 2016) above 1 % of its largest.",
     "All of it depends on how a network was trained (rate, label smoothing) as well as on what it is: only arms that "
     "were trained alike tell one from the other.",
 ]
+EXCESS = "Excess (%)"
+EXCESS_TEXT = (
+    "Excess: how far diffusion alone carried a value beyond its channel's range in its sequence, at most, in per cent "
+    "of that range: 0 where diffusion is bounded."
+)
 
 
 def section(gathered: Gathered) -> Section | None:
@@ -38,19 +41,21 @@ def section(gathered: Gathered) -> Section | None:
     layers, weights, fields, said = gather_probes(gathered)
     if layers.empty:
         return Section("What diffusion does", said) if said else None
-    made = Section("What diffusion does", [*TEXT, *said])
-    made.tables["diffusion"] = table(layers, fields)
+    printed = table(layers, fields)
+    made = Section("What diffusion does", [*TEXT, *([EXCESS_TEXT] if EXCESS in printed else []), *said])
+    made.tables["diffusion"] = printed
     probed = gathered.summary[gathered.summary["arm"].isin(layers["arm"])]
     shown = chosen(gathered, probed)
     left = probed["arm"][~probed["arm"].isin(shown["arm"])]
     trained = layers[layers["state"] == "trained"]
     made.figures["energy"] = draw.by_depth(trained, shown, left)
     made.figures["range"] = draw.ranges(trained, shown, left)
-    if not weights.empty:
-        made.figures["stencils"] = draw.stencils(weights, shown, left)
-    if "rate" in trained and trained["rate"].notna().any():
-        made.figures["rates"] = draw.rates(trained, shown, left)
-    made.figures["receptive_field"] = draw.fields(fields, shown, left)
+    if not fields.empty:
+        made.figures["receptive_field"] = draw.fields(fields, shown, left)
+    stencils = None if weights.empty else draw.stencils(weights, shown, left)
+    for name, figure in (("stencils", stencils), ("rates", draw.rates(trained, shown, left))):
+        if figure is not None:
+            made.figures[name] = figure
     return made
 
 
@@ -124,13 +129,14 @@ def table(layers: pd.DataFrame, fields: pd.DataFrame) -> pd.DataFrame:
             "Energy, last layer": f"{last['energy'].mean():.2f}",
             "Spread, last layer": f"{last['spread'].mean():.2f}",
             "Largest": f"{rows[['min', 'max']].abs().max(axis=1).groupby(rows['seed']).max().mean():.1f}",
-            "Excess (%)": _excess(rows),
+            EXCESS: _excess(rows),
             "Support (tokens)": f"{field['support']['trained'].mean():.1f} of {field['tokens']['trained'].mean():.0f}",
         }
         if "untrained" in field.index:
             line["Support, untrained"] = f"{field['support']['untrained'].mean():.1f}"
         printed.append(line)
-    return pd.DataFrame(printed).fillna("–")
+    found = pd.DataFrame(printed).fillna("–")
+    return found.drop(columns=EXCESS) if (found[EXCESS] == "–").all() else found
 
 
 def _excess(rows: pd.DataFrame) -> str:

@@ -53,6 +53,8 @@ def section(gathered: Gathered) -> Section | None:
         if len(shares):
             made.tables[f"importance{stem}"] = shares.round(3).rename_axis("Factor").reset_index()
             made.figures[f"importance{stem}"] = importance(table, shares, metric)
+    if any(name.startswith("importance") for name in made.tables):
+        made.text.append(IMPORTANCES)
     return made if grids else None
 
 
@@ -139,7 +141,9 @@ EXPLAINED = (
     "all cells of the other factors, taken at each seed; the estimate is its mean over seeds, with its {level} t "
     "interval and the p of a paired t test, Holm-corrected over the effects of as many factors. A × B: what both "
     "levels do together beyond the sum of what each does alone (a difference of differences). A cell without a result "
-    "is left out, with the cells it would be compared with, at that seed; cells: comparisons used of those planned. "
+    "is left out, with the cells it would be compared with, at that seed; cells: comparisons used of those planned."
+)
+IMPORTANCES = (
     "Importances are of the validation metric, every run a trial: what sets the best tenth apart (PED-ANOVA), and "
     "the variance that each factor has alone (fANOVA; the rest is of factors together, and of seeds). They have no "
     "sign and no interval; read them beside the effects."

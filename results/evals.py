@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -19,7 +19,7 @@ from results.summary import scale, title
 from results.tables import DASH
 from results.text import styled
 
-TRAINED = "as trained"
+TRAINED, CANNOT = "as trained", "cannot"
 
 
 def section(gathered: Gathered) -> Section | None:
@@ -28,14 +28,15 @@ def section(gathered: Gathered) -> Section | None:
     frame, torn = gather_evals(gathered, metric)
     if frame.empty:
         return Section("Evaluated elsewhere", torn) if torn else None
-    made = Section("Evaluated elsewhere", text=[_explained(frame, metric), *_failures(frame), *torn])
+    made = Section("Evaluated elsewhere")
     for fields, rows in frame[frame["setting"] != TRAINED].groupby("fields", sort=False):
         own = frame[(frame["setting"] == TRAINED) & frame["run_id"].isin(rows["run_id"])]
         shown = pd.concat([own, rows]).sort_values("arm", kind="stable")
         stem = file_stem("evals_" + "_".join(str(fields).split(", ")))
         made.tables[stem] = table(shown, metric)
-        if (rows["length"] != rows["trained_length"]).any():
-            made.figures[stem] = accuracy_against_length(shown, gathered.summary, metric)
+        if (figure := accuracy_against_length(shown, gathered.summary, metric)) is not None:
+            made.figures[stem] = figure
+    made.text = [_explained(frame, metric, made.tables.values()), *_failures(frame), *torn]
     return made
 
 
@@ -136,18 +137,22 @@ def _cell(rows: pd.DataFrame, metric: str, runs: int) -> str:
         return DASH
     values = rows["value"][rows["status"] == "done"] * scale(metric)
     if values.empty:
-        return "cannot"
+        return CANNOT
     digits = 1 if scale(metric) == 100 else 3
     spread = f" ± {values.std():.{digits}f}" if len(values) > 1 else ""
     return f"{round(values.mean(), 10):.{digits}f}{spread}" + (f" (n {len(values)})" if len(values) < runs else "")
 
 
-def _explained(frame: pd.DataFrame, metric: str) -> str:
+def _explained(frame: pd.DataFrame, metric: str, tables: Iterable[pd.DataFrame]) -> str:
+    """What the tables hold, and the signs in them."""
     evaluated = frame[frame["setting"] != TRAINED]["run_id"].nunique()
+    cells = {str(cell) for table in tables for cell in table.to_numpy().flat}
+    spread = ": mean ± standard deviation over seeds" if any("±" in cell for cell in cells) else ""
+    signs = {CANNOT: "the model does not take that input", DASH: "not asked"}
+    said = "; ".join(f"{sign}: {meaning}" for sign, meaning in signs.items() if sign in cells)
     return (
-        f"{title('test.' + metric)} of the stored weights of {evaluated} runs, nothing trained anew: mean ± standard "
-        f"deviation over seeds. {TRAINED.capitalize()}: the run's own test. "
-        "cannot: the model does not take that input; –: not asked."
+        f"{title('test.' + metric)} of the stored weights of {evaluated} runs, nothing trained anew{spread}. "
+        f"{TRAINED.capitalize()}: the run's own test." + (f" {said}." if said else "")
     )
 
 

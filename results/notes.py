@@ -11,7 +11,7 @@ import pandas as pd
 from results import statistics
 from results.files import FIRST_CHECKED
 from results.record import RunRecord
-from results.summary import CONFIDENCE, LEVEL, title
+from results.summary import CONFIDENCE, LEVEL, UNITS, cost_unit, title
 
 PLACE = {"env.device": "device", "env.torch": "torch", "env.commit": "commit"}
 PROVENANCE = {
@@ -36,22 +36,33 @@ def at_floor(row: dict[Hashable, Any]) -> str:
     return f"{row['collapsed']} of {row['n']} seeds no better than the most frequent class" if row["collapsed"] else ""
 
 
-def legend(summary: pd.DataFrame) -> list[str]:
-    """What the signs of the table mean."""
-    said = [
-        "n: runs done of runs planned. ±: standard deviation over seeds (n − 1 in its denominator).",
-        f"Δ: mean difference to the reference over the seeds both have, in brackets its {CONFIDENCE:.0%} t interval, "
-        "not corrected for the number of arms.",
-        "kMAC, MMAC, GMAC: 1e3, 1e6, 1e9 multiply-adds of one example's forward pass; elementwise work apart.",
-    ]
+def legend(summary: pd.DataFrame, by_panel: bool = False) -> list[str]:
+    """What the signs of the table mean, as far as it has them; `by_panel`: of the one with panels side by side."""
+    unit = cost_unit(summary["gmac"])
+    said = []
+    if not by_panel:
+        said.append("n: runs done of runs planned.")
+    if summary["sd"].notna().any():
+        said.append("±: standard deviation over seeds (n − 1 in its denominator).")
+    if not by_panel and (summary["pairs"] > 0).any():
+        said.append(
+            f"Δ: mean difference to the reference over the seeds both have, in brackets its {CONFIDENCE:.0%} t "
+            "interval, not corrected for the number of arms."
+        )
+    said.append(
+        f"{unit}: {1e9 / UNITS[unit]:,.0f} multiply-adds of one example's forward pass; elementwise work apart."
+    )
     if summary["uncounted"].any():
         bounds = summary[summary["uncounted"] != ""]
         named = "; ".join(f"{arm} ({names})" for arm, names in zip(bounds["arm"], bounds["uncounted"], strict=True))
         said.append(f"≥: a lower bound, for these operations have no count: {named}.")
-    if summary[["examples_per_second", "peak_bytes"]].notna().any(axis=None):
+    columns = {"ex/s": ("examples_per_second", "examples a second"), "MiB": ("peak_bytes", "memory")}
+    if by_panel:
+        del columns["MiB"]
+    if known := {head: what for head, (name, what) in columns.items() if summary[name].notna().any()}:
         said.append(
-            "ex/s, MiB: examples a second and memory of a forward and backward pass, by `bench`; the "
-            "quartiles of its times, below, say how much of a difference may be noise."
+            f"{', '.join(known)}: {' and '.join(known.values())} of a forward and backward pass, by `bench`; the "
+            "quartiles of its times say how much of a difference may be noise."
         )
     if summary["collapsed"].any():
         said.append("†: some seeds are no better than the most frequent class or chance (one-sided binomial, 5 %).")
@@ -97,8 +108,10 @@ def caption(question: str, metric: str, frame: pd.DataFrame, summary: pd.DataFra
     planned = sorted(set(summary["planned"]))
     seeds = f"{planned[0]}" if len(planned) == 1 else f"{planned[0]} to {planned[-1]}"
     short = "" if summary["n"].equals(summary["planned"]) else " (n: those done)"
+    spread = "mean ± standard deviation over " if summary["sd"].notna().any() else ""
+    differences = differences and bool((summary["pairs"] > 0).any())
     said = [
-        f"{question} {title(metric)}, mean ± standard deviation over {seeds} seed{'s' * (planned[-1] > 1)}{short}.",
+        f"{question} {title(metric)}, {spread}{seeds} seed{'s' * (planned[-1] > 1)}{short}.",
         *([f"Δ: paired difference to the reference with its {CONFIDENCE:.0%} t interval."] if differences else []),
         *bold_means(summary),
     ]

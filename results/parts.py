@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from results.files import CorruptFile
-from results.text import one_line
+from results.text import error_text
 
 T = TypeVar("T")
 
@@ -33,7 +33,7 @@ class Parts:
             self.missing.append(f"Not in this report: {what}: {error}.")
         except Exception as error:
             last = traceback.extract_tb(error.__traceback__)[-1]
-            why = one_line(f"{type(error).__name__}: {error}")
             place = f"{Path(last.filename).name}, line {last.lineno}"
+            why = error_text(error)
             self.errors.append(f"Not in this report, by an error in the suite: {what}: {why} ({place}).")
         return None

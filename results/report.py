@@ -94,15 +94,13 @@ def _write_report(runs: Path, study: str, out: Path) -> Report:
     pictures = _pictures([overview, *sections], parts)
     why = [*reasons(summary), *parts.missing, *parts.errors]
     remarks = _remarks(gathered, why) + overview.text
-    signs = [*legend(summary), *sources(others)]
     said = [*legend(summary), *bold_means(summary), *sources(others), *remarks]
-    below = [" ".join(sentences) for sentences in (why, [*signs, *remarks]) if sentences]
     content: dict[str, Callable[[], str | bytes]] = {
         "table.md": lambda: _page(
             manifest, tables.markdown(summary, metric, others), [*said, *parts.missing, *parts.errors], sections
         ),
-        "table.tex": lambda: _latex(gathered, others, below),
-        "panels.tex": lambda: _latex_panels(gathered, others, below),
+        "table.tex": lambda: _latex(gathered, others, why, remarks),
+        "panels.tex": lambda: _latex_panels(gathered, others, why, remarks),
         "runs.csv": lambda: csv(gathered.frame),
         "runs.parquet": lambda: bytes(gathered.frame.to_parquet(index=False)),
         **{name: partial(bytes, data) for name, data in pictures.items()},
@@ -195,16 +193,19 @@ def _page(manifest: Manifest, table: str, said: list[str], sections: list[Sectio
     return "\n\n".join(page) + "\n"
 
 
-def _latex(gathered: Gathered, others: pd.DataFrame, below: list[str]) -> str:
+def _latex(gathered: Gathered, others: pd.DataFrame, why: list[str], remarks: list[str]) -> str:
     """The table for a paper."""
     manifest, summary = gathered.manifest, gathered.summary
+    below = [" ".join(sentences) for sentences in (why, [*legend(summary), *sources(others), *remarks]) if sentences]
     above = caption(manifest.question, manifest.metric, gathered.frame, summary)
     return tables.latex(summary, manifest.metric, above, f"tab:{manifest.study}", below, others)
 
 
-def _latex_panels(gathered: Gathered, others: pd.DataFrame, below: list[str]) -> str:
+def _latex_panels(gathered: Gathered, others: pd.DataFrame, why: list[str], remarks: list[str]) -> str:
     """The panels of a study side by side; "" where there are none."""
     manifest, summary = gathered.manifest, gathered.summary
+    signs = [*legend(summary, by_panel=True), *sources(others)]
+    below = [" ".join(sentences) for sentences in (why, [*signs, *remarks]) if sentences]
     panels = tables.by_panel(summary, manifest.reference, others)
     above = caption(manifest.question, manifest.metric, gathered.frame, summary, differences=False)
     label = f"tab:{manifest.study}-panels"

@@ -6,13 +6,13 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterable
-from textwrap import shorten
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 
 from results import statistics
+from results.text import shortened
 
 CONFIDENCE = 0.95
 LEVEL = 0.05
@@ -178,7 +178,7 @@ def _missing(lacking: pd.DataFrame, metric: str) -> pd.Series:
     """For each arm, why it lacks results: "2 not run yet; 1 diverged: loss is nan at step 40"."""
     why: dict[str, Counter[str]] = {arm: Counter() for arm in lacking["arm"].cat.categories}
     for arm, status, reason in lacking[["arm", "status", "reason"]].itertuples(index=False):
-        short = shorten(reason, REASON_WIDTH)
+        short = shortened(reason, REASON_WIDTH)
         if status == "done":
             phrase = f"done without {metric}"
         elif status == "corrupt":

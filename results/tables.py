@@ -175,8 +175,9 @@ def cells(rows: pd.DataFrame, metric: str, escape: Write, bold: Write, italic: W
         "Arm": [_row_label(key, escape, bold, italic) for key in _keys(rows)],
         title(metric): [_result(row, escape, style) for row, style in zip(records, styles, strict=True)],
         "n": [f"{row['n']}/{row['planned']}" if row["kind"] == "arm" else "" for row in records],
-        "Δ [95% interval]": [escape(_difference(row)) if row["kind"] == "arm" else "" for row in records],
     }
+    if (rows["pairs"] > 0).any():
+        columns["Δ [95% interval]"] = [escape(_difference(row)) if row["kind"] == "arm" else "" for row in records]
     if can_show(rows[ours]):
         columns["p (Holm)"] = [escape(number(p)) for p in rows["p_holm"]]
     for name, texts in _costs(rows).items():

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import codecs
 import sys
+import traceback
 import unicodedata
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -29,6 +31,23 @@ def printable(text: str) -> str:
 def one_line(text: str) -> str:
     """Prose on one line: white space becomes single spaces, the rest as in `printable`."""
     return printable(" ".join(text.split()))
+
+
+def shortened(text: str, width: int) -> str:
+    """At most `width` characters of `text`, an ellipsis where it was longer."""
+    return text if len(text) <= width else text[: width - 1].rstrip() + "…"
+
+
+def error_text(error: BaseException, width: int = 300) -> str:
+    """The type and message of an exception on one line; without a message, the line that raised it.
+
+    All lines of the message, for the first may say nothing, as "Error(s) in loading state_dict:".
+    """
+    name, message = type(error).__name__, one_line(str(error))
+    if not message and error.__traceback__ is not None:
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        message = f"{last.line or 'unknown'} ({Path(last.filename).name}, line {last.lineno})"
+    return shortened(f"{name}: {message}" if message else name, width)
 
 
 def styled(text: str, style: str = "") -> Text:

@@ -39,11 +39,11 @@ def section(gathered: Gathered) -> Section | None:
     if len(record.objectives) > 1:
         told.tables["tuning_front"] = _fronts(record)
     if trials is not None:
-        told.figures["tuning"] = slices(trials, record.objectives[0], _field_shown(record))
+        drawn = {"tuning": slices(trials, record.objectives[0], _field_shown(record))}
         for other in record.objectives[1:]:
-            told.figures[file_stem(f"tuning_front_{other.partition('.')[2]}")] = front(
-                trials, record.objectives[0], other
-            )
+            stem = file_stem(f"tuning_front_{other.partition('.')[2]}")
+            drawn[stem] = front(trials, record.objectives[0], other)
+        told.figures = {name: figure for name, figure in drawn.items() if figure is not None}
     return told
 
 

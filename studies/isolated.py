@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from results.signals import blocked
+from results.text import error_text
 from studies.timing import Traffic, Unmeasured, Work, block, peak_memory, replayed_block, warm_up
 
 # What the server imports once for all children: the models come along with the bench; the compiler, which the first
@@ -167,7 +168,7 @@ def _answer(workload: Workload, question: str, device: torch.device, name: str, 
             replayed_block(work, 1, device)
         except RuntimeError as error:
             workload.captured.discard(name)
-            launched = str(error).splitlines()[0]
+            launched = error_text(error)
     return Metered(took, held.bytes - workload.idle, traffic.bytes, launched)
 
 
@@ -208,12 +209,11 @@ def _kilobytes(file: str, name: str) -> int:
 
 
 def _fault(error: Exception, device: torch.device) -> Unmeasured:
-    text = f"{type(error).__name__}: {error}".splitlines()[0]
     if isinstance(error, torch.OutOfMemoryError | MemoryError) or any(sign in str(error) for sign in SIGNS):
         limit = resource.getrlimit(resource.RLIMIT_DATA)[0] if device.type == "cpu" else -1
         room = f"{limit / 1e9:.1f} GB, nine tenths of what was free," if limit > 0 else "the device's memory"
         return Unmeasured("out of memory", f"{room} is not enough")
-    return Unmeasured("failed", text)
+    return Unmeasured("failed", error_text(error))
 
 
 def _death(code: int | None) -> Unmeasured:

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
+from baselines.rnn import RNN
 from ldn.classifier import Classifier, Stem, real_positions
 from ldn.published import ConvHeat, DenseHeat
 from ldn.terms import Conductance, DenseDiffusion, Diffusion, TimeStepRate
@@ -71,10 +72,12 @@ def _probed(
     result.weights_hash, result.provenance = record.weights_hash, provenance(device, place.threads)
     former = read_probe(place.runs, record.run_id)
     kept = ("examples", "data", "weights_hash")
-    if former is not None and all(getattr(former, name) == getattr(result, name) for name in kept):
-        result = dataclasses.replace(former)
     batch = first(data.valid, examples).to(device)
     network = restored(spec, stored)
+    if former is not None and all(getattr(former, name) == getattr(result, name) for name in kept):
+        depths = 1 + len(_stack(network)) if isinstance(network, Classifier) else 0
+        if len(former.trained.get("layers", ())) == depths:  # it was once one for all layers of an RNN
+            result = dataclasses.replace(former)
     if not isinstance(network, Classifier):
         result.reason = f"the model {spec.model.name!r} has no tokens and no layers to look at"
     else:
@@ -110,11 +113,17 @@ def layers(network: Classifier, x: Tensor, lengths: Tensor | None) -> list[Layer
     """Energy, spread and range of the embedded input and after every layer; what each layer's diffusion did."""
     stem, stack = network.stem, _stack(network)
     outputs: dict[nn.Module, tuple[Tensor, Tensor]] = {}
+    rnn = network.backbone if isinstance(network.backbone, RNN) else None
 
-    def keep(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    def keep(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
         outputs[module] = (inputs[0], output)
+        if module is rnn:  # its layers are one operation of PyTorch, which shows the last alone
+            h, lengths = inputs
+            for layer in stack:
+                before, h = h, layer(h, lengths)
+                outputs[layer] = (before, h)
 
-    watched = (Stem, *DIFFUSIONS, TimeStepRate, Conductance)
+    watched = (Stem, RNN, *DIFFUSIONS, TimeStepRate, Conductance)
     with hooked([m for m in network.modules() if isinstance(m, watched) or m in stack], keep):
         network(x, lengths)
     found: list[Layer] = []
@@ -145,7 +154,9 @@ def hooked(modules: list[nn.Module], keep: Callable[..., None]) -> Iterator[None
 
 
 def _stack(network: Classifier) -> list[nn.Module]:
-    """The layers of a backbone that has a list of them; of another (an RNN), the whole of it."""
+    """The layers of a backbone: its list of them or, of an RNN, copies of them; else the whole of it."""
+    if isinstance(network.backbone, RNN):
+        return list(network.backbone.layers())
     lists = [module for module in network.backbone.children() if isinstance(module, nn.ModuleList)]
     return list(lists[0]) if lists else [network.backbone]
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from results.text import error_text
 from studies.spec import Optimiser
 
 WARM_UP = 3  # steps of a shape that are launched before it is captured: what is compiled or tuned has then settled
@@ -153,5 +154,6 @@ class SideStream:
 
 
 def _refusal(error: BaseException) -> ValueError:
-    why = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return ValueError(f"optim.graphs: this model's step cannot be captured as a CUDA graph ({why}); set it to False")
+    return ValueError(
+        f"optim.graphs: this model's step cannot be captured as a CUDA graph ({error_text(error)}); set it to False"
+    )

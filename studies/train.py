@@ -26,6 +26,7 @@ from results.entries import Attempt
 from results.files import file_checksum, write_atomically
 from results.locks import locked
 from results.record import RunRecord, read_attempts, read_record, run_folder, write_attempts, write_record
+from results.text import error_text
 from studies import checkpoint
 from studies.augment import crop_and_flip
 from studies.meter import exact_gmac, measure
@@ -118,7 +119,7 @@ def train(
                 raise
             if _asked_meanwhile(stop):  # a signal to all processes may have ended one that this run was waiting for
                 raise Stopped(f"run {spec.run_id} was stopped") from error
-            record.reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            record.reason = error_text(error)
             record.traceback = traceback.format_exc()
         finally:
             record.attempts[-1]["seconds"] = round(time.perf_counter() - began, 3)

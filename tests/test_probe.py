@@ -12,11 +12,12 @@ import torch
 from scipy import stats
 
 from baselines import RNNConfig, TransformerConfig, ViTConfig
+from baselines.rnn import RNN
 from ldn import LDNConfig, PaperSequenceConfig, PaperVisionConfig
-from ldn.classifier import Classifier, InputSpec, ModelConfig, Stem, TargetSpec
+from ldn.classifier import Classifier, InputSpec, ModelConfig, Stem, TargetSpec, real_positions
 from results.record import Manifest, read_probe, write_manifest
 from results.report import write_report
-from studies.probe import excess, field, layers, probed, smoothness
+from studies.probe import excess, field, layers, probed, smoothness, value_range
 from studies.spec import Budget, RunSpec
 from studies.tasks.digits import CuedDigits
 from studies.train import Place, train
@@ -147,11 +148,26 @@ def test_with_lengths_the_centre_is_the_middle_of_the_real_tokens() -> None:
 def test_every_model_has_energy_range_and_a_field(model: ModelConfig, spec: InputSpec) -> None:
     built = network(model, spec)
     found, seen = layers(built, inputs(spec), None), field(built, inputs(spec), None)
-    assert len(found) == (2 if isinstance(model, RNNConfig) else 3)
+    assert len(found) == 3
     assert all(layer["energy"] > 0 and layer["range"]["min"] < layer["range"]["max"] for layer in found)
     assert ("stencil" in found[1]) == isinstance(model, LDNConfig | PaperSequenceConfig | PaperVisionConfig)
     assert seen["tokens"] == (16 if spec is GRID else 21) and seen["support"] >= 1
     assert not any(module._forward_hooks for module in built.modules())
+
+
+@pytest.mark.parametrize("model", [RNNConfig(width=8, depth=3), RNNConfig(width=8, cell="gru", bidirectional=False)])
+def test_the_layers_of_an_rnn_are_seen_one_by_one(model: RNNConfig) -> None:
+    built, lengths = network(model), torch.tensor([21, 9, 5, 21])
+    assert isinstance(built.backbone, RNN)
+    with torch.no_grad():
+        h = built.stem(inputs(), lengths)
+        whole = built.backbone(h, lengths)
+        for layer in built.backbone.layers():
+            h = layer(h, lengths)
+    torch.testing.assert_close(h, whole, rtol=0, atol=1e-7)
+    found = layers(built, inputs(), lengths)
+    assert [layer["depth"] for layer in found] == list(range(model.depth + 1))
+    assert found[-1]["range"]["max"] == pytest.approx(value_range(whole, real_positions(lengths, 21))["max"])
 
 
 def test_stencils_and_rates_are_those_of_the_layer() -> None:

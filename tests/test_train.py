@@ -621,7 +621,7 @@ def test_divergence_is_a_record_that_says_when(evaluations: int, step: int, tmp_
 def test_a_crash_is_a_record_with_its_reason_and_traceback(tmp_path: Path) -> None:
     spec = RunSpec(model=LDNConfig(), task=Failing(), budget=Budget(steps=3))
     record = train(spec, place(tmp_path))
-    assert (record.status, record.reason) == ("failed", "RuntimeError: the data are on fire")
+    assert (record.status, record.reason) == ("failed", "RuntimeError: the data are on fire and so is the second line")
     assert "in load" in record.traceback and "second line" in record.traceback
     assert record.cost["gmac"] > 0 and record == read_record(tmp_path / "runs", spec.run_id)
 

@@ -12,7 +12,6 @@ from typing import Any
 import matplotlib
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -26,7 +25,6 @@ from results.figures.style import (
     colours,
     labels,
     legend_below,
-    nothing,
     over_reference,
     panel_an_arm,
     say_absent,
@@ -38,7 +36,8 @@ Draw = Callable[[Axes, pd.DataFrame, Any, str | None], None]
 
 def by_depth(layers: pd.DataFrame, shown: pd.DataFrame, left: pd.Series) -> Figure:
     """Energy and spread (0 to 1 and above) by depth, mean and sd over seeds; a dot where an arm's layers end."""
-    spread = "; shade: standard deviation over seeds" if layers["seed"].nunique() > 1 else ""
+    several = (layers.groupby("arm", observed=True)["seed"].nunique() > 1).any()
+    spread = "; shade: standard deviation over seeds" if several else ""
     note = f"dot: the last layer{spread}"
     with matplotlib.rc_context(STYLE):
         if len(shown) > FEW:
@@ -80,27 +79,28 @@ def ranges(layers: pd.DataFrame, shown: pd.DataFrame, left: pd.Series) -> Figure
     return say_absent(figure, left, ALIKE)
 
 
-def stencils(weights: pd.DataFrame, shown: pd.DataFrame, left: pd.Series) -> Figure:
-    """Weights by offset, one line a layer (light to dark), with the quartiles over channels."""
+def stencils(weights: pd.DataFrame, shown: pd.DataFrame, left: pd.Series) -> Figure | None:
+    """Weights by offset, one line a layer (light to dark), with the quartiles over channels; None without any."""
     # one symmetric pair has the weight one half, whatever is trained
     varied = weights.groupby("arm", observed=True)[["mean", "q25", "q75"]].agg(np.ptp).sum(axis=1) > 0
     mine = shown[shown["arm"].isin(varied.index[varied])]
     fixed = [arm for arm in shown["arm"] if arm not in set(mine["arm"])]
     with matplotlib.rc_context(STYLE):
         if mine.empty:
-            figure = nothing()
-        else:
-            note = "shade: quartiles over channels"
-            figure = _apart(weights, mine, _stencil, "Offset, in dilations", "Weight", shared="", note=note)
-            figure.axes[0].legend(*_ends(figure.axes[0]), fontsize=6)
+            return None
+        note = "shade: quartiles over channels"
+        figure = _apart(weights, mine, _stencil, "Offset, in dilations", "Weight", shared="", note=note)
+        figure.axes[0].legend(*_ends(figure.axes[0]), fontsize=6)
     return _say_both(figure, fixed, "with no stencil to learn", left)
 
 
-def rates(layers: pd.DataFrame, shown: pd.DataFrame, left: pd.Series) -> Figure:
-    """The rate a by layer: median and quartiles over channels or tokens, means over seeds."""
+def rates(layers: pd.DataFrame, shown: pd.DataFrame, left: pd.Series) -> Figure | None:
+    """The rate a by layer: median and quartiles over channels or tokens, means over seeds; None without any."""
     note = "dot: median; bar: quartiles over channels or tokens"
     diffusing = layers[layers["rate"].notna()]
     mine = shown[shown["arm"].isin(diffusing["arm"])]
+    if mine.empty:
+        return None
     with matplotlib.rc_context(STYLE):
         if len(mine) > FEW:
             over = over_reference(mine, diffusing)
@@ -167,9 +167,12 @@ def _apart(
 
 def _line(name: str) -> Draw:
     def draw(axes: Axes, rows: pd.DataFrame, colour: Any, label: str | None) -> None:
-        sns.lineplot(rows, x="depth", y=name, errorbar="sd", color=colour, label=label, legend=False, ax=axes)
-        end = rows[rows["depth"] == rows["depth"].max()]
-        axes.plot(end["depth"].head(1), [end[name].mean()], "o", color=colour, markersize=3)
+        over_seeds = rows.groupby("depth")[name]
+        mean, sd = over_seeds.mean(), over_seeds.std()
+        axes.plot(mean.index, mean, color=colour, label=label)
+        if sd.notna().any():
+            axes.fill_between(mean.index, mean - sd, mean + sd, color=colour, alpha=0.2, linewidth=0)
+        axes.plot(mean.index[-1:], mean.iloc[-1:], "o", color=colour, markersize=3)
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         axes.grid(True)
 

@@ -19,18 +19,17 @@ from results.figures.style import (
     colours,
     labels,
     legend_below,
-    nothing,
     over_reference,
     panel_an_arm,
     say_absent,
 )
 from results.summary import scale, title
 
-SPREAD = "bar: standard deviation over seeds"
 
-
-def accuracy_against_length(rows: pd.DataFrame, summary: pd.DataFrame, metric: str) -> Figure:
+def accuracy_against_length(rows: pd.DataFrame, summary: pd.DataFrame, metric: str) -> Figure | None:
     """One line an arm: mean and sd over seeds of every length; a dashed line where the arms were trained.
+
+    None where no arm was evaluated at another length.
 
     `rows` are those of `results.evals.gather_evals`. More than a few arms are drawn apart, each over its reference.
     """
@@ -41,11 +40,8 @@ def accuracy_against_length(rows: pd.DataFrame, summary: pd.DataFrame, metric: s
     shown = asked[asked["arm"].isin(away)]
     with matplotlib.rc_context(STYLE):
         if shown.empty:
-            figure = nothing()
-        elif len(shown) <= FEW:
-            figure = _together(drawn, shown, metric)
-        else:
-            figure = _apart(drawn, shown, metric)
+            return None
+        figure = (_together if len(shown) <= FEW else _apart)(drawn, shown, metric)
     return say_absent(figure, asked["arm"][~asked["arm"].isin(away)], "of a fixed length")
 
 
@@ -55,7 +51,7 @@ def _together(rows: pd.DataFrame, shown: pd.DataFrame, metric: str) -> Figure:
     for name, label, colour, marker in zip(shown["arm"], labels(shown), colours(shown), MARKERS, strict=False):
         _draw(axes, rows[rows["arm"] == name], colour, marker, label)
     axes.set(xlabel="Length over the length trained on", ylabel=title(f"test.{metric}"))
-    legend_below(figure, SPREAD)
+    legend_below(figure, _spread(rows))
     return figure
 
 
@@ -66,13 +62,18 @@ def _apart(rows: pd.DataFrame, shown: pd.DataFrame, metric: str) -> Figure:
     others = shown[~shown["is_reference"]]
     y = title(f"test.{metric}")
     x, over = "Length over the length trained on", over_reference(others, rows)
-    return panel_an_arm(others, draw, x, y, titles=others["arm"], over=over, note=SPREAD)
+    return panel_an_arm(others, draw, x, y, titles=others["arm"], over=over, note=_spread(rows))
+
+
+def _spread(rows: pd.DataFrame) -> str:
+    several = rows.groupby(["arm", "setting"], observed=True)["seed"].nunique().max() > 1
+    return "bar: standard deviation over seeds" if several else ""
 
 
 def _draw(axes: Axes, rows: pd.DataFrame, colour: Any, marker: str, label: str | None = None) -> None:
     seeds = rows.groupby("ratio")["value"].agg(["mean", "std"])
     style = {"color": colour, "marker": marker, "markersize": 4, "markeredgecolor": "white", "markeredgewidth": 0.4}
-    axes.errorbar(seeds.index, seeds["mean"], seeds["std"].fillna(0), elinewidth=0.7, label=label, **style)
+    axes.errorbar(seeds.index, seeds["mean"], seeds["std"], elinewidth=0.7, label=label, **style)
     axes.axvline(1, color=GREY, linestyle="--", linewidth=0.6, zorder=0)
     axes.set_xscale("log", base=2)
     span = rows["ratio"].max() / rows["ratio"].min()

@@ -25,7 +25,6 @@ from results.figures.style import (
     legend_beside,
     legends_below,
     log_where_wide,
-    nothing,
     say_absent,
 )
 from results.summary import UNITS, cost_unit, scale, title
@@ -40,11 +39,11 @@ KINDS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def slices(trials: pd.DataFrame, objective: str, path: str) -> Figure:
+def slices(trials: pd.DataFrame, objective: str, path: str) -> Figure | None:
     """A panel an arm: the objective over the field `path`, the winner in a star, pruned trials hollow.
 
     `trials` is `results.tuning.frame`'s. All panels have the same axes; arms without the field are listed. What a
-    trial is drawn at is the best of its evaluations: of a pruned one those it came to.
+    trial is drawn at is the best of its evaluations: of a pruned one those it came to. None without such trials.
     """
     column = f"value.{path}"
     shown = trials.dropna(subset=[c for c in (column, objective) if c in trials])
@@ -52,7 +51,7 @@ def slices(trials: pd.DataFrame, objective: str, path: str) -> Figure:
     names = [arm for arm in trials["arm"].cat.categories if (shown["arm"] == arm).any()]
     absent = [arm for arm in trials["arm"].cat.categories if arm not in names]
     if not names:
-        return say_absent(nothing(), absent, f"without trials over {path}")
+        return None
     across = min(len(names), 3 if len(names) <= 9 else 4)
     high = math.ceil(len(names) / across)
     with matplotlib.rc_context(STYLE):
@@ -80,13 +79,16 @@ def slices(trials: pd.DataFrame, objective: str, path: str) -> Figure:
     return say_absent(figure, absent, f"without trials over {path}")
 
 
-def front(trials: pd.DataFrame, objective: str, cost: str) -> Figure:
-    """Every configuration once: the objective over what it costs. A line joins those no other of the arm beats."""
+def front(trials: pd.DataFrame, objective: str, cost: str) -> Figure | None:
+    """Every configuration once: the objective over what it costs. A line joins those no other of the arm beats.
+
+    None before any trial is done.
+    """
     done = trials[trials["status"] == "done"].drop_duplicates(["arm", "configuration"])
     names = [arm for arm in trials["arm"].cat.categories if (done["arm"] == arm).any()]
     absent = [arm for arm in trials["arm"].cat.categories if arm not in names]
     if not names:
-        return say_absent(nothing(), absent, "without a trial that is done")
+        return None
     label, factor = _cost_axis(cost, done[cost])
     few = len(names) <= FEW
     with matplotlib.rc_context(STYLE):
