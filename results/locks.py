@@ -50,7 +50,8 @@ def _flock(file: IO[str], operation: int) -> bool:
     except BlockingIOError:
         return False
     except OSError as error:  # without the file's name
-        raise OSError(error.errno, f"it cannot be locked ({error.strerror})", file.name) from None
+        advice = "choose a folder on a file system with file locks"
+        raise OSError(error.errno, f"it cannot be locked ({error.strerror}): {advice}", file.name) from None
     return True
 
 

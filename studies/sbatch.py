@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from studies.cluster import Cluster
 
 KEY = "KEY"  # stands for a submission's key where nothing is submitted
 SITE = ("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_JWT", "SLURM_TIME_FORMAT")  # a job does not set these by itself
+SECRET = ("SLURM_JWT",)  # shown without its value
 # sbatch's variables whose name is not that of the option
 OPTIONS = {
     "array-inx": "array", "mem-per-cpu": "mem", "mem-per-gpu": "mem", "mem-per-node": "mem", "no-requeue": "requeue",
@@ -55,8 +57,8 @@ def sbatch_lines(cluster: Cluster, folder: Path, jobs: int) -> list[str]:
     """What a submission from a study's folder gives to sbatch, for a person."""
     options = sbatch_options(submit_parameters(cluster, f"{folder.name}.{KEY}"), folder / "slurm" / KEY, jobs)
     kept = sbatch_environment(options)
-    lines = ["sbatch: " + " ".join(options)]
-    return lines + ["environment: " + " ".join(f"{n}={v}" for n, v in sorted(kept.items()))] * bool(kept)
+    shown = [n if n in SECRET else f"{n}={shlex.quote(v)}" for n, v in sorted(kept.items())]
+    return ["sbatch: " + " ".join(options), *(["environment: " + " ".join(shown)] if shown else [])]
 
 
 def refuse_site(runs: Path, cluster: Cluster) -> None:

@@ -551,7 +551,13 @@ def seen(site: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return site / "seen"
 
 
-SITE = {"SBATCH_ACCOUNT": "proj", "SBATCH_MEM_PER_CPU": "2G", "SLURM_CLUSTERS": "big", "SLURM_CONF": "/etc/slurm.conf"}
+SITE = {
+    "SLURM_JWT": "secret",
+    "SBATCH_ACCOUNT": "proj",
+    "SBATCH_MEM_PER_CPU": "2G",
+    "SLURM_CLUSTERS": "big",
+    "SLURM_CONF": "/etc/slurm.conf",
+}
 OVERRULED = {"SBATCH_TIMELIMIT": "1", "SBATCH_PARTITION": "short", "SBATCH_ARRAY_INX": "0-9", "SBATCH_WAIT": "1"}
 OF_A_JOB = {"SLURM_JOB_ID": "7", "SLURM_CPUS_PER_TASK": "64", "SRUN_CPUS_PER_TASK": "64", "SBATCH_CPU_BIND": "none"}
 
@@ -568,7 +574,8 @@ def test_the_site_s_defaults_reach_sbatch_unless_slurm_toml_or_a_surrounding_job
     expected = SITE | ({} if in_job else {"SLURM_HINT": "nomultithread"})
     assert dict(line.split("=", 1) for line in seen.read_text().splitlines()) == expected
     options, environment = dry.sbatch
-    assert environment == "environment: " + " ".join(f"{name}={value}" for name, value in sorted(expected.items()))
+    shown = [f"{name}={value}" for name, value in sorted(expected.items())]
+    assert environment == f"environment: {' '.join(shown)}".replace("SLURM_JWT=secret", "SLURM_JWT")
     script = (seen.parent / f"script-{array.job_id}.sh").read_text()
     given = [line.removeprefix("#SBATCH ") for line in script.splitlines() if line.startswith("#SBATCH ")]
     assert options.replace("KEY", array.key) == "sbatch: " + " ".join(given)  # all of it, and nothing else
