@@ -14,11 +14,15 @@ from typing import Annotated
 
 import typer
 
+from results.cli import run_app
 from results.environment import expanded
 from results.report import print_report, write_report
-from results.text import PlainConsole, degrade_output, print_error
+from results.text import PlainConsole
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
+@app.command()
 def main(
     name: Annotated[str, typer.Argument(help="A study's name, or the path of its file.")],
     runs: Annotated[
@@ -29,17 +33,11 @@ def main(
     ] = Path("reports"),
 ) -> None:
     """Print a study's table, and write it and its figures to OUT/NAME."""
-    try:
-        report = write_report(runs, name, out)
-    except (ValueError, OSError) as error:
-        print_error(str(error))
-        raise typer.Exit(2) from None
+    report = write_report(runs, name, out)
     print_report(PlainConsole(), report)
     if report.errors:
-        print_error(report.errors[0])
-        raise typer.Exit(2)
+        raise ValueError(report.errors[0])
 
 
 if __name__ == "__main__":
-    degrade_output()
-    typer.run(main)
+    run_app(app, "python -m results")

@@ -66,8 +66,17 @@ class PlainConsole(Console):
     def __init__(self, **options: Any) -> None:
         super().__init__(markup=False, emoji=False, highlight=False, **options)
 
+    def on_broken_pipe(self) -> None:
+        """Called by rich, which would end the program without a word."""
+        raise ValueError(unwritable("Broken pipe"))
+
     def render_str(self, text: str, **options: Any) -> Text:
         return super().render_str(_printable_lines(text), **options)
+
+
+def unwritable(reason: str) -> str:
+    """The sentence for a standard output that takes no more text."""
+    return f"standard output cannot be written ({reason}): redirect it elsewhere"
 
 
 def print_error(sentence: str) -> None:

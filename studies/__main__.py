@@ -12,7 +12,7 @@ if __name__ == "__main__":  # before the imports below, which take a moment
     end_on_signals()
     use_temporary_caches()
 
-import sys
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -22,10 +22,11 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
+from results.cli import run_app
 from results.environment import expanded
 from results.identity import source_of
 from results.signals import interrupt_on_signals, stop_on_signals
-from results.text import PlainConsole, degrade_output, print_error, styled
+from results.text import PlainConsole, print_error, styled
 from studies import catalogue
 
 if TYPE_CHECKING:  # these import torch; listing the studies must not
@@ -42,6 +43,13 @@ Runs = Annotated[Path, typer.Option(help="Where runs are kept.", envvar="LDN_RUN
 
 
 Out = Annotated[Path, typer.Option(help="Where reports are written.", envvar="LDN_REPORTS", callback=expanded)]
+
+
+def number(value: float) -> float:
+    """Refuse NaN, which passes every bound of an option."""
+    if math.isnan(value):
+        raise typer.BadParameter("nan is not a number of seconds")
+    return value
 
 
 @app.command("list")
@@ -65,8 +73,8 @@ def show(name: Name, runs: Runs = Path("runs")) -> None:
 On = Annotated[
     Literal["local", "inline", "slurm"], typer.Option("--on", help="A pool of processes, this process, or a cluster.")
 ]
-Slots = Annotated[int | None, typer.Option(min=1, help="Runs at a time; by default one a core or GPU.")]
-Threads = Annotated[int, typer.Option(min=1, help="CPU threads of a run; part of bit-exact repetition.")]
+Slots = Annotated[int | None, typer.Option(min=1, max=1024, help="Runs at a time; by default one a core or GPU.")]
+Threads = Annotated[int, typer.Option(min=1, max=1024, help="CPU threads of a run; part of bit-exact repetition.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Compile = Annotated[bool, typer.Option("--compile", help="Train under torch.compile.")]
 Retry = Annotated[bool, typer.Option("--retry", help="Run again what failed or diverged.")]
@@ -230,7 +238,9 @@ def say_notes(notes: list[str], fatal: str) -> None:
 def status(
     name: Name,
     watch: Annotated[bool, typer.Option("--watch", help="Show it again and again; Ctrl-C ends that.")] = False,
-    every: Annotated[float, typer.Option(min=0.1, help="With --watch: seconds between two looks.")] = 5,
+    every: Annotated[
+        float, typer.Option(min=0.1, max=86_400, callback=number, help="With --watch: seconds between two looks.")
+    ] = 5,
     runs: Runs = Path("runs"),
 ) -> None:
     """How far a study is and what failed, from its files and SLURM's queue: works while it runs, from any machine."""
@@ -283,9 +293,13 @@ def bench(
     ] = None,
     compile: Annotated[bool | None, typer.Option("--compile/--no-compile", help="Compiled too (default: GPU).")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; by default one a core.")] = None,
-    seconds: Annotated[float, typer.Option(min=0.01, help="Timed seconds of each measurement.")] = 2,
-    longest: Annotated[float, typer.Option(min=0.01, help="Skip passes expected to take more seconds.")] = 5,
+    threads: Annotated[int | None, typer.Option(min=1, max=1024, help="CPU threads; by default one a core.")] = None,
+    seconds: Annotated[
+        float, typer.Option(min=0.01, max=86_400, callback=number, help="Timed seconds of each measurement.")
+    ] = 2,
+    longest: Annotated[
+        float, typer.Option(min=0.01, callback=number, help="Skip passes expected to take more seconds.")
+    ] = 5,
     runs: Runs = Path("runs"),
     out: Out = Path("reports"),
 ) -> None:
@@ -413,9 +427,4 @@ def refuse(sentence: str) -> None:
 
 
 if __name__ == "__main__":
-    degrade_output()
-    try:
-        app(prog_name="python -m studies")
-    except (ValueError, OSError) as mistake:
-        print_error(str(mistake))
-        sys.exit(2)
+    run_app(app, "python -m studies")

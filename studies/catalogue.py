@@ -8,6 +8,7 @@ import importlib.util
 import os
 import re
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,7 +35,9 @@ def source(name: str, besides: str = "") -> Path:
     if "/" in name or name.endswith(".py"):
         path = Path(os.path.expanduser(name))
         if not path.is_file():
-            raise FileNotFoundError(f"there is no study file {name}")
+            raise FileNotFoundError(f"there is no study file {name}{' (it is a folder)' if path.is_dir() else ''}")
+        if path.suffix != ".py":
+            raise ValueError(f"{name} is no study file: its name must end in .py")
         if not re.fullmatch(r"\w[\w-]*", path.stem):
             raise ValueError(f"a study is named after its file: call {path.name} by letters, digits, '_' and '-' only")
         return path
@@ -79,9 +82,12 @@ def declared(path: Path) -> Study:
     try:
         spec.loader.exec_module(module)
     except SyntaxError as error:
-        raise ValueError(f"{path}, line {error.lineno}: {error.msg}") from None
-    except Exception as error:
-        raise ValueError(f"{path}{_line_in(str(spec.origin), error)}: {error}") from error
+        line = "" if error.lineno is None else f", line {error.lineno}"
+        raise ValueError(f"{path}{line}: {error.msg}") from None
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        raise ValueError(f"{path}{_line_in(str(spec.origin), error)}: {_reason(error)}") from error
     study = getattr(module, "STUDY", None)
     if not isinstance(study, Study):
         raise ValueError(f"{path} defines no STUDY = Study(...)")
@@ -98,7 +104,17 @@ def _check(path: Path, study: Study) -> None:
         raise ValueError(f"{path}: {error}") from error
 
 
-def _line_in(file: str, error: Exception) -> str:
+def _reason(error: BaseException) -> str:
+    """What an exception of a study file says; of one that says nothing, its type."""
+    if isinstance(error, SystemExit):
+        return "the file ends the program; a study file only defines STUDY"
+    with suppress(Exception):
+        if text := str(error):
+            return text
+    return f"{type(error).__name__}, without a message"
+
+
+def _line_in(file: str, error: BaseException) -> str:
     """The last line of `file` that the error passed through."""
     line, trace = None, error.__traceback__
     while trace is not None:

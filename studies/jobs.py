@@ -178,8 +178,10 @@ def ended_jobs(ids: Iterable[str]) -> dict[str, str]:
 def cancel(runs: Path, name: str) -> int:
     """Take a study's jobs out of SLURM's queue; running runs write their checkpoints. How many jobs it were.
 
-    A search's driver, wherever it runs, ends too.
+    A search's driver, wherever it runs, ends too. Raises ValueError if `runs` has no such study.
     """
+    if not study_folder(runs, name).is_dir():
+        raise ValueError(f"{runs} has no study {name!r}, so it has no jobs to cancel; check the name and --runs")
     mark = cancel_mark(runs, name)
     if mark.parent.exists():
         mark.touch()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections import Counter
 from collections.abc import Iterable
@@ -42,6 +43,7 @@ COLUMNS = ("done", "running", "pending", "stopped", "to go", "lost", "failed")
 NAMED = {"missing": "to go", "waiting": "pending", "cancelled": "stopped"}  # the column of a state, if not its name
 TOGETHER = ("pending", "waiting", "cancelled")  # of which only the number is told, by their reasons
 LOG_LINES = 3
+RUN_ID = re.compile("[0-9a-f]{1,16}")
 
 
 @dataclass(frozen=True)
@@ -210,6 +212,8 @@ def logs(runs: Path, run: str, lines: int) -> tuple[list[Path], list[str]]:
 
     Raises ValueError if no job was given such a run.
     """
+    if not RUN_ID.fullmatch(run):
+        raise ValueError(f"{run!r} is no run's id: an id is up to 16 digits from 0 to f, and may be cut at its end")
     found: dict[str, list[Path]] = {}
     for name, array in all_arrays(runs):
         for index, job in enumerate(array.jobs):

@@ -30,6 +30,7 @@ PASSES: tuple[Pass, ...] = get_args(Pass)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 WIDTH, DEPTH = 128, 2
 LENGTHS = (1024, 2048, 4096, 8192, 16384)
+LONGEST = 2**24  # tokens; no model here reads more in the memory of one machine
 VOCABULARY, CHANNELS, CLASSES = 256, 3, 10  # bytes of a text; colours of an image
 
 MODELS: dict[str, ModelConfig] = {
@@ -171,9 +172,12 @@ def parse_lengths(text: str, default: tuple[int, ...] = LENGTHS) -> tuple[int, .
     lengths = []
     for part in text.split(","):
         digits, kilo = part.strip().upper().removesuffix("K"), part.strip().upper().endswith("K")
-        if not digits.isdecimal() or not int(digits):
-            raise ValueError(f"--lengths takes numbers of tokens, as in 1024,2048 or 1K,2K, not {text!r}")
-        lengths.append(int(digits) * (1024 if kilo else 1))
+        length = int(digits) * (1024 if kilo else 1) if digits.isdecimal() and len(digits) < 10 else 0
+        if not 1 <= length <= LONGEST:
+            raise ValueError(
+                f"--lengths takes numbers of tokens from 1 to {LONGEST}, as in 1024,2048 or 1K,2K, not {text[:80]!r}"
+            )
+        lengths.append(length)
     return tuple(sorted(set(lengths)))
 
 

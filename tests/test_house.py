@@ -20,7 +20,8 @@ TESTS = sorted(path.relative_to(ROOT) for path in (ROOT / "tests").rglob("*.py")
 
 # modules of results that all packages may import
 LEAVES = (
-    "declarations", "entries", "environment", "files", "identity", "locks", "record", "signals", "text", "validation"
+    "cli", "declarations", "entries", "environment", "files", "identity", "locks", "record", "signals", "text",
+    "validation",
 )  # fmt: skip
 # what of ours each room may import; a name also stands for what lies below it
 MAY_IMPORT = {
@@ -29,7 +30,7 @@ MAY_IMPORT = {
     "studies": ("studies", "baselines", "ldn", *(f"results.{name}" for name in LEAVES)),
     "results": ("results",),
     "benchmarks": ("benchmarks", *ROOMS, "tests.slurm.machine"),  # no room: it times all of them, one on a real SLURM
-}
+}  # fmt: skip
 # a room that may be used without the others brings nothing but these from outside the standard library
 OUTSIDE = {"ldn": ("torch", "triton"), "baselines": ("torch",)}
 # dependencies with one owner: only these modules, or those below these folders, import them
