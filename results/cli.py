@@ -31,7 +31,7 @@ def run_app(app: typer.Typer, name: str) -> NoReturn:
     itself keeps its traceback.
     """
     if sys.stderr is None:
-        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     if sys.stdout is None:
         print_error("standard output is closed: redirect it to a file or to /dev/null")
         sys.exit(FAILED)
@@ -49,7 +49,8 @@ def run_app(app: typer.Typer, name: str) -> NoReturn:
         output.flush()
     except OSError as error:
         code, sentence = FAILED, unwritable(str(error.strerror))
-        os.dup2(os.open(os.devnull, os.O_WRONLY), output.fileno())  # Python flushes once more as it ends
+        with open(os.devnull, "ab") as nowhere:
+            os.dup2(nowhere.fileno(), output.fileno())  # Python flushes once more as it ends
     if sentence:
         with suppress(OSError):  # standard error cannot be written either
             print_error(sentence)
