@@ -8,15 +8,18 @@ import math
 from dataclasses import dataclass
 from enum import IntEnum, StrEnum
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from baselines import LinearConfig, TransformerConfig, ViTConfig
 from ldn import LDNConfig
 from ldn.config import Config
-from results.record import read_manifest
+from results.gather import gather
+from results.record import Manifest, read_manifest, read_record
 from results.report import write_report
 from studies.checks import check_study, study_notes
 from studies.drive import drive
@@ -234,19 +237,88 @@ class Silent:
     def finished(self, *_: Any) -> None: ...
 
 
-def run_and_report(asked: Study, folder: Path) -> str:
-    """Run a study as `python -m studies run` does; its table, as Markdown."""
+def run(asked: Study, runs: Path) -> Manifest:
+    """Run a study as `python -m studies run` does."""
     check_study(asked)
-    runs = folder / "runs"
-    drive(asked, "s", "s.py", runs, Inline(Place(runs, folder), lambda: False), Silent())
-    write_report(runs, "s", folder)
-    return (folder / "s" / "table.md").read_text()
-
-
-def test_factors_that_are_configs_run_and_are_reported(tmp_path: Path) -> None:
-    factors = {"task": [Digits(), Digits(view="pixels")], "model.local": [True, False]}
-    table = run_and_report(study(factors=factors, design="crossed"), tmp_path)
-    assert "task digits(view=pixels), local off" in table
-    manifest = read_manifest(tmp_path / "runs", "s")
+    drive(asked, "s", "s.py", runs, Inline(Place(runs, runs), lambda: False), Silent())
+    manifest = read_manifest(runs, "s")
     assert manifest is not None
+    return manifest
+
+
+def test_factors_that_are_configs_run_under_readable_labels(tmp_path: Path) -> None:
+    factors = {"task": [Digits(), Digits(view="pixels")], "model.local": [True, False]}
+    manifest = run(study(factors=factors, design="crossed"), tmp_path)
     assert {cell["factors"]["task"] for cell in manifest.cells} == {"digits", "digits(view=pixels)"}
+    frame = gather(tmp_path, "s")
+    assert "task digits(view=pixels), local off" in set(frame["arm"]) and set(frame["status"]) == {"done"}
+
+
+# whatever is accepted can be run and reported
+
+
+def values(hint: Any) -> st.SearchStrategy[Any]:
+    """Values for a field: legal ones, bounds, and some that are out of range."""
+    if get_origin(hint) is Literal:
+        return st.sampled_from(get_args(hint))
+    kinds = {int: [0, 1, 2, 3, 8, 2**31, 2**63 - 1], float: [0.0, 1e-300, 0.5, 1.0, 1e308], bool: [True, False]}
+    known = [value for kind in (hint, *get_args(hint)) for value in kinds.get(kind, [])]
+    return st.sampled_from(known or [None])
+
+
+def configs(cls: type[Config], **fixed: Any) -> st.SearchStrategy[dict[str, Any]]:
+    """Arguments for a config: any of its fields, beside some that keep it small."""
+    hints = get_type_hints(cls)
+    free = {f.name: values(hints[f.name]) for f in dataclasses.fields(cls) if f.name not in fixed}
+    small = {name: st.just(value) for name, value in fixed.items() if name in hints}
+    return st.fixed_dictionaries(small, optional=free)
+
+
+RUNS = st.fixed_dictionaries(
+    {
+        "model": st.sampled_from(MODELS).flatmap(
+            lambda cls: st.tuples(st.just(cls), configs(cls, width=8, depth=1, heads=2, patch=4))
+        ),
+        "task": st.sampled_from(["rows", "pixels", "image"]).map(
+            lambda view: CuedDigits(view=view, gap=0, train=64, valid=16, test=16)
+        ),
+        "optim": configs(Optimiser),
+        "batch": st.sampled_from([1, 16, 2**63 - 1]),
+        "augment": st.sampled_from(["none", "crop_flip"]),
+        "precision": st.sampled_from(["fp32", "bf16"]),
+    }
+)
+
+
+def declared(drawn: dict[str, Any]) -> RunSpec | None:
+    """The run that these values declare; None if they are refused."""
+    cls, model = drawn["model"]
+    try:
+        spec = RunSpec(
+            **{**drawn, "model": cls(**model), "optim": Optimiser(**drawn["optim"]), "budget": Budget(steps=2)}
+        )
+        check_study(study(arms={"ldn": spec}))
+    except ValueError as refusal:
+        assert "\n" not in str(refusal)
+        return None
+    return spec
+
+
+def test_whatever_is_accepted_is_run_and_reported(tmp_path: Path) -> None:
+    accepted: dict[str, RunSpec] = {}
+
+    @settings(max_examples=30, deadline=None, derandomize=True, database=None)
+    @given(RUNS)
+    def draw(drawn: dict[str, Any]) -> None:
+        if (spec := declared(drawn)) is not None:
+            accepted[spec.run_id] = spec
+
+    draw()
+    assert 6 <= len(accepted) < 30
+    labels = [f"{odd}{i}" for i, odd in enumerate(["_", ":x:", "[b]", "\\alpha $ %", "é日本", "=1+1", "| a |"] * 6)]
+    arms = dict(zip(labels, accepted.values(), strict=False))
+    run(study(reference=labels[0], arms=arms), tmp_path)
+    assert not write_report(tmp_path, "s", tmp_path / "reports").errors
+    records = [read_record(tmp_path, spec.run_id) for spec in accepted.values()]
+    reasons = {record.reason for record in records if record is not None and record.status == "failed"}
+    assert len(records) == len(accepted) and all("memory" in reason for reason in reasons), reasons
