@@ -3,6 +3,7 @@
 #   make test       lint, types and tests
 # and  make test-compile  compiles the kernels for an H100 (no GPU is needed) and counts spilled registers
 #      make test-slurm  tests against a real SLURM, started on this machine and stopped again; needs root and packages
+#      make kill-sweep  kills drivers of small studies at every file operation and compares how they end; an hour
 #      make bench   the benchmarks behind the README's figures of speed
 #      make gpu-check   tests, bench and training on a GPU, under 8 minutes, into OUT/gpu-check.tar.gz; installs nothing
 
@@ -10,7 +11,7 @@ PYTHON ?= python3
 OUT ?= reports
 BIN := .venv/bin
 
-.PHONY: ablation test test-compile test-slurm bench gpu-check clean
+.PHONY: ablation test test-compile test-slurm kill-sweep bench gpu-check clean
 
 ablation: .venv/.suite
 	$(BIN)/python -m studies run axes
@@ -26,6 +27,9 @@ test-compile: .venv/.test
 
 test-slurm: .venv/.test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --durations=12 tests/slurm
+
+kill-sweep: .venv/.test
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.kill_sweep
 
 bench: .venv/.suite
 	for script in $(filter-out gpu_check,$(basename $(notdir $(wildcard benchmarks/[a-z]*.py)))); do echo "== $$script"; $(BIN)/python -m benchmarks.$$script || exit 1; done

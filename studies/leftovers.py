@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
+from results import declarations
 from results.files import CorruptFile
 from results.locks import locked
 from results.record import read_record, run_folder, study_folder
@@ -27,8 +28,10 @@ def remove_leftovers(runs: Path, study: str, run_ids: Iterable[str]) -> None:
     Files that another process may be writing stay: those of a run whose lock is held, and young ones that are written
     without a lock.
     """
-    for name in _staged(study_folder(runs, study)):
-        (study_folder(runs, study) / name).unlink(missing_ok=True)
+    home = study_folder(runs, study)
+    for folder in (home, home / declarations.FOLDER):
+        for name in _staged(folder):
+            (folder / name).unlink(missing_ok=True)
     for run_id in run_ids:
         folder = run_folder(runs, run_id)
         _remove_old(folder / "evals", _staged(folder / "evals"))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import errno
 import fcntl
-import json
 import multiprocessing
 import os
 import signal
@@ -628,50 +627,7 @@ def test_there_are_as_many_slots_as_asked_or_as_the_threads_leave_room_for(
     assert counts == [8, 2, 1, 3]
 
 
-# killed drivers
-
-# a process that forks one driver after another, each of which is killed; it prints which records there were, and when
-KILLER = """
-import json, os, random, signal, sys, time
-from pathlib import Path
-
-import sklearn.datasets
-from tests.test_drive import STUDY, Log, Noting, drive, ids, journal, place, run_folder
-
-folder = Path(sys.argv[1])
-for _ in range(5):
-    driver = os.fork()
-    if not driver:
-        drive(STUDY, "s", "s.py", folder / "runs", Noting(place(folder)), Log())
-        os._exit(0)
-    begun = journal(folder).stat().st_size if journal(folder).exists() else 0
-    while not (journal(folder).exists() and journal(folder).stat().st_size > begun):
-        if os.waitpid(driver, os.WNOHANG) != (0, 0):
-            sys.exit()
-        time.sleep(0.001)
-    time.sleep(random.uniform(0, 0.15))
-    os.kill(driver, signal.SIGKILL)
-    os.waitpid(driver, 0)
-    paths = [run_folder(folder / "runs", run_id) / "record.json" for run_id in ids(STUDY)]
-    print(json.dumps({str(path): path.stat().st_mtime_ns for path in paths if path.exists()}), flush=True)
-"""
-
-
-def test_drivers_killed_at_random_moments_leave_a_study_that_ends_as_if_they_had_not_been(
-    whole: Path, tmp_path: Path
-) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", KILLER, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == 0, done.stderr
-    seen = [json.loads(line) for line in done.stdout.splitlines()]
-    assert seen
-    assert call(tmp_path).tally.done == 6
-    for records in seen:
-        assert all(Path(path).stat().st_mtime_ns == written for path, written in records.items())  # none twice
-    assert outcomes(tmp_path) == outcomes(whole) and complete(tmp_path) == CELLS
-    assert sum(attempts(tmp_path)) <= 6 + len(seen)
-    assert not [trial for trial in trials(tmp_path) if trial.state in (TrialState.WAITING, TrialState.RUNNING)]
+# the command
 
 
 FILE = """

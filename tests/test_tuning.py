@@ -438,48 +438,6 @@ def test_an_arm_that_has_changed_is_tuned_anew_and_the_others_are_not(copied: Pa
 
 # killed
 
-# a process that forks one driver after another, each of which is killed at some moment of its work
-KILLER = """
-import json, os, random, signal, sys, time
-from pathlib import Path
-
-import sklearn.datasets
-from tests.test_tuning import call
-
-folder = Path(sys.argv[1])
-random.seed(int(sys.argv[2]))
-for _ in range(6):
-    driver = os.fork()
-    if not driver:
-        call(folder)
-        os._exit(0)
-    log = folder / "runs" / "studies" / "s" / "tuning.log"
-    begun = log.stat().st_size if log.exists() else 0
-    while not (log.exists() and log.stat().st_size > begun):
-        if os.waitpid(driver, os.WNOHANG) != (0, 0):
-            sys.exit()
-        time.sleep(0.001)
-    time.sleep(random.uniform(0, 0.2))
-    os.kill(driver, signal.SIGKILL)
-    os.waitpid(driver, 0)
-    print(json.dumps({str(p): p.stat().st_mtime_ns for p in (folder / "runs").glob("*/record.json")}), flush=True)
-"""
-
-
-def test_drivers_killed_at_random_moments_lose_no_trial_and_repeat_none(whole: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-c", KILLER, str(tmp_path), "0"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    seen = [json.loads(line) for line in done.stdout.splitlines()]
-    assert seen
-    found, _ = call(tmp_path)
-    assert timeless(found) == timeless(listed(whole))  # the same trials, each exactly once
-    for records in seen:
-        assert all(Path(path).stat().st_mtime_ns == written for path, written in records.items())  # none twice
-    runs = {run_id for trial in found.history for run_id in trial["run_ids"]}
-    assert {path.parent.name for path in (tmp_path / "runs").glob("*/record.json")} == runs
-    assert all(t.state == TrialState.COMPLETE for trials in journal(tmp_path).values() for t in trials)
-
 
 def test_a_killed_worker_s_trial_is_run_again_and_no_other_is(tmp_path: Path) -> None:
     long = with_field(LINEAR, "budget", Budget(steps=300, evaluations=3))
