@@ -45,10 +45,9 @@ def legend(summary: pd.DataFrame, by_panel: bool = False) -> list[str]:
     if summary["sd"].notna().any():
         said.append("±: standard deviation over seeds (n − 1 in its denominator).")
     if not by_panel and (summary["pairs"] > 0).any():
-        said.append(
-            f"Δ: mean difference to the reference over the seeds both have, in brackets its {CONFIDENCE:.0%} t "
-            "interval, not corrected for the number of arms."
-        )
+        interval = f", in brackets its {CONFIDENCE:.0%} t interval, not corrected for the number of arms"
+        interval = interval if summary["low"].notna().any() else ""
+        said.append(f"Δ: mean difference to the reference over the seeds both have{interval}.")
     said.append(
         f"{unit}: {1e9 / UNITS[unit]:,.0f} multiply-adds of one example's forward pass; elementwise work apart."
     )

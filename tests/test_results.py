@@ -354,13 +354,6 @@ def test_a_section_that_fails_is_named_and_withholds_nothing_else(
     assert "report.html" in result.output and "no diffusion" in result.output
 
 
-def test_a_corrupt_file_of_a_section_withholds_that_section(runs: Path, tmp_path: Path) -> None:
-    (runs / "studies" / "components" / "trials.json").write_text("[")
-    report = write_report(runs, "components", tmp_path)
-    assert any("Not in this report: section tuning: " in line and "trials.json" in line for line in report.missing)
-    assert not report.errors and "Not in this report" in (report.folder / "table.md").read_text(encoding="utf-8")
-
-
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
@@ -379,7 +372,38 @@ def test_an_odd_manifest_is_refused_in_one_sentence(
     assert not (tmp_path / "outside").exists()
 
 
-def test_hostile_text_is_escaped_in_every_file(runs: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"metrics": {"test": {"accuracy": "high"}}},
+        {"metrics": {"test": {"accuracy": -5.0}}},
+        {"metrics": {"test": {"accuracy": None}}},
+        {"metrics": {"test": "good"}},
+        {"cost": None},
+        {"cost": {"params": "many", "gmac": []}},
+        {"attempts": [1]},
+        {"attempts": [{"seconds": None}]},
+        {"data": {"floors": {"chance": "low"}}},
+        {"spec": []},
+        {"steps": 1.5},
+        {"reason": 7},
+    ],
+    ids=str,
+)
+def test_a_record_that_is_wrong_inside_is_a_corrupt_row(runs: Path, changes: dict[str, Any]) -> None:
+    path = run_folder(runs, gather(runs, "components")["run_id"][1]) / "record.json"
+    write_json(path, (read_json(path, "") or {}) | changes)
+    frame = gather(runs, "components")
+    row = frame.iloc[1]
+    assert row["status"] == "corrupt" and str(path) in row["reason"]
+    assert summarise(frame, "test.accuracy", "max")["n"].tolist() == [2, 3, 1, 0]
+
+
+def test_hostile_text_is_escaped_in_every_file_and_corrupt_files_withhold_no_other(runs: Path, tmp_path: Path) -> None:
+    ids = gather(runs, "components")["run_id"]
+    for run_id, text in {ids[0]: "[" * 200_000, ids[1]: '{"status": "done"}', ids[3]: '{"x": 1e400}'}.items():
+        (run_folder(runs, run_id) / "record.json").write_text(text)
+    (study_folder(runs, "components") / "trials.json").write_text("[")
     manifest = manifest_of(runs, "components")
     label = "=x\n|<b>\u2028$\\input{a}\x1b[31m"
     plain = json.loads(json.dumps(dataclasses.asdict(manifest)).replace('"full"', json.dumps(label)))
@@ -396,6 +420,10 @@ def test_hostile_text_is_escaped_in_every_file(runs: Path, tmp_path: Path) -> No
     file = StringIO()
     print_report(Console(file=file, width=200), report)
     assert shown in file.getvalue()
+    assert pd.read_csv(report.folder / "runs.csv")["status"].tolist().count("corrupt") == 4
+    assert f"{shown}: 2 corrupt record." in report.missing
+    assert any("Not in this report: section tuning: " in line and "trials.json" in line for line in report.missing)
+    assert "Not in this report: section tuning" in markdown
 
 
 @pytest.fixture

@@ -113,7 +113,7 @@ def rates(layers: pd.DataFrame, shown: pd.DataFrame, left: pd.Series) -> Figure 
                 nudge = 0.06 * (place - len(mine) / 2)  # so that bars of equal height are seen
                 rows = diffusing[diffusing["arm"] == arm]
                 _rate(axes, rows.assign(depth=rows["depth"] + nudge), colour, label)
-            axes.set(xlabel="Layer", ylabel="Rate a")
+            axes.set(xlabel="Layer", ylabel="Rate a", xlim=(0.5, diffusing["depth"].max() + 0.5))
             legend_below(figure, note)
     without = [arm for arm in shown["arm"] if arm not in set(diffusing["arm"])]
     return _say_both(figure, without, "without diffusion", left)
