@@ -36,6 +36,7 @@ def diffuse(
     """`steps` explicit diffusion steps; shapes and meaning as in `ldn.reference.diffuse`.
 
     Sub-step s goes along `dilations[s % len(dilations)]` times the offsets. One-sided (causal) offsets are legal.
+    Within the bounds of a convex combination (see there) the result of finite values is finite, however large they are.
     `fused`: on a GPU, by the kernels of `ldn.kernels`. An edge of conductance 0 carries nothing where x is finite;
     0 times inf is NaN.
     Raises ValueError for shapes that do not fit, and for a conductance, which is of one edge, with several dilations.
@@ -98,10 +99,10 @@ def _diffuse(
     dilations: Sequence[int],
 ) -> Tensor:
     stencil = Stencil(x, _unflattened(offsets, x), weights, rate, dilations, conductance)
-    y = x.to(stencil.dtype)
+    y = stencil.halved(x)
     for dilation in dilations:
         y = stencil.step(y, dilation)
-    return y.to(x.dtype)
+    return stencil.doubled(y).to(x.dtype)
 
 
 def _unflattened(offsets: Sequence[int], x: Tensor) -> list[Offset]:
@@ -129,7 +130,7 @@ def _diffuse_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of (x, weights, rate, conductance), those not asked for empty; the states are recomputed from x."""
     stencil = Stencil(x, _unflattened(offsets, x), weights, rate, dilations, conductance)
-    states = [x.to(stencil.dtype)]
+    states = [stencil.halved(x)]
     for dilation in dilations[:-1]:
         states.append(stencil.step(states[-1], dilation))
     of = stencil.coefficients

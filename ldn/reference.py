@@ -20,13 +20,14 @@ def diffuse(
 
         x_i <- x_i + rate_i * sum_e weights_e * conductance_{i,e} * (x_{i + offset_e} - x_i)
 
+    taken of x / 2, so that the difference of two finite values is finite.
     x (B, N, D) with offsets (d,), or (B, H, W, D) with offsets (dy, dx) · weights (E, D) or (E, 1) ·
     rate broadcastable to x · conductance (B, *grid, E), None for 1 everywhere. An edge that leaves
     the grid does not exist: its weight stays on the token (never renormalised), so that a symmetric
     stencil stays symmetric and keeps the mean. With 0 <= rate <= 1, weights >= 0 of sum <= 1 and
     0 <= conductance <= 1 every step is a convex combination: nothing leaves the range of x.
     """
-    grid = x.shape[1:-1]
+    grid, x = x.shape[1:-1], x / 2
     for _ in range(steps):
         change = torch.zeros_like(x)
         for e, offset in enumerate(offsets):
@@ -37,7 +38,7 @@ def diffuse(
                     flow = weights[e] * (x[j] - x[i])
                     change[i] += flow if conductance is None else conductance[(*i, e)][:, None] * flow
         x = x + rate * change
-    return x
+    return 2 * x
 
 
 def linear_attention(q: Tensor, k: Tensor, v: Tensor, real: Tensor | None = None) -> Tensor:

@@ -1,8 +1,10 @@
 """How a diffusion step runs without a kernel of its own: a few passes over x, never a loop over tokens.
 
 Opposite offsets share one difference x[head] - x[tail] over all their edges at once. Half precision is stepped in
-float32 and rounded once at the end; a constant x stays exactly as it is. Eager steps work in place, with the
-gradient written out (`Stencil`); a compiler gets the same sums as plain operations, which it fuses (`traceable`).
+float32 and rounded once at the end. The states that are stepped are those of x / 2, so that differences of finite
+values are finite: halving is exact but for subnormal numbers, and a constant x stays exactly as it is. Eager steps work
+in place, with the gradient written out (`Stencil`); a compiler gets the same sums as plain operations, which it fuses
+(`traceable`).
 """
 
 from __future__ import annotations
@@ -98,7 +100,7 @@ def traceable(
 ) -> Tensor:
     """A sub-step for each dilation in differentiable operations, none in place: slow eagerly, one pass once fused."""
     coefficients = Coefficients(x, weights, rate, conductance)
-    grid, y = x.shape[1:-1], x.to(coefficients.dtype)
+    grid, y = x.shape[1:-1], x.to(coefficients.dtype) / 2
     for dilation in dilations:
         change = torch.zeros_like(y)
         for tail, head, edges in bundles(offsets, grid, dilation):
@@ -108,11 +110,14 @@ def traceable(
                 widths = [0, 0, *(width for pair in reversed(around) for width in pair)]
                 change = change + edge.sign * pad(coefficients.of(edge) * difference, widths)
         y = y + change
-    return y.to(x.dtype)
+    return (2 * y).to(x.dtype)
 
 
 class Stencil:
-    """The same a step at a time, in place, with the gradient of a step; `step` and the rest take a dilation."""
+    """The same a step at a time, in place, with the gradient of a step; `step` and the rest take a dilation.
+
+    `halved` gives the first state, `doubled` makes the last one the result.
+    """
 
     def __init__(
         self,
@@ -131,6 +136,13 @@ class Stencil:
             dilation: [[(edge, self.coefficients.of(edge)) for edge in bundle.edges] for bundle in found]
             for dilation, found in self.bundles.items()
         }
+
+    def halved(self, x: Tensor) -> Tensor:
+        return x.to(self.dtype) / 2
+
+    @staticmethod
+    def doubled(state: Tensor) -> Tensor:
+        return state.mul_(2)
 
     def step(self, x: Tensor, dilation: int) -> Tensor:
         change = torch.zeros_like(x, memory_format=torch.contiguous_format)
@@ -162,7 +174,7 @@ class Stencil:
         g_rate: Tensor,
         g_conductance: Tensor | None,
     ) -> None:
-        """Add one step's gradients of the coefficients, given the step's input x and the gradient of its output."""
+        """Add a step's gradients of the coefficients, given the state x before it and the gradient of the next one."""
         conductance = self.coefficients.conductance
         for tail, head, edges in self.bundles[dilation]:
             difference = x[head] - x[tail]
@@ -172,12 +184,12 @@ class Stencil:
                 if conductance is not None:
                     if g_conductance is not None:
                         along = (inner * rate * weight).sum(-1, keepdim=True)
-                        g_conductance[starts(edge)].add_(along, alpha=edge.sign)
+                        g_conductance[starts(edge)].add_(along, alpha=2 * edge.sign)
                     inner.mul_(conductance[starts(edge)])
                 # where the rate is the same for all tokens one sum over them serves both gradients
                 constant = [dim for dim in range(inner.dim() - 1) if rate.shape[dim] == 1]
                 inner = inner.sum(constant, keepdim=True) if constant else inner
                 if g_weights is not None:
                     of_weight = (inner * rate).sum(tuple(range(inner.dim() - 1))).sum_to_size(weight.shape)
-                    g_weights[edge.which].add_(of_weight, alpha=edge.sign)
-                clip(g_rate, edge.region).add_((inner * weight).sum_to_size(rate.shape), alpha=edge.sign)
+                    g_weights[edge.which].add_(of_weight, alpha=2 * edge.sign)
+                clip(g_rate, edge.region).add_((inner * weight).sum_to_size(rate.shape), alpha=2 * edge.sign)

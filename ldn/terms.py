@@ -189,7 +189,7 @@ class DenseDiffusion(nn.Module):
             raise ValueError(f"the dense kernel has a fixed length of {len(self.logits)} tokens and takes no lengths")
         kernel, rate = torch.softmax(self.logits, dim=-1), self.rate(u)
         for _ in range(self.steps):
-            h = h + rate * (kernel @ h - h)
+            h = torch.addcmul((1 - rate) * h, rate, kernel @ h)  # not h + a (K h - h), whose difference may overflow
         return h
 
 

@@ -290,6 +290,19 @@ def test_a_constant_sequence_is_a_fixed_point_exactly(device: str) -> None:
     assert torch.equal(fused(PROPERTIES, [x, weights, rate]), x)
 
 
+@pytest.mark.parametrize("rate", [(), (1, 0, 1)], ids=["one rate", "rates of tokens"])
+def test_no_finite_value_overflows(rate: tuple[int, ...], device: str) -> None:
+    """Values near the largest, whose differences float32 cannot hold."""
+    case = Case((9,), dilations=(1, 1), width=2, batch=1, rate=rate)
+    x, *coefficients = case.tensors(device, torch.float32)
+    tensors = [(3e38 * x.detach().sign()).requires_grad_(), *coefficients]
+    y = fused(case, tensors)
+    torch.testing.assert_close(y, plain(case, tensors), rtol=1e-5, atol=1e32)
+    assert y.isfinite().all() and y.abs().max() <= 3.01e38
+    gradients = torch.autograd.grad(y, tensors, torch.full_like(y, 1e-3))
+    assert all(gradient.isfinite().all() for gradient in gradients)
+
+
 def test_maximum_principle_mean_and_energy(device: str) -> None:
     x, weights, rate = bounded(PROPERTIES, device)
     y = fused(PROPERTIES, [x, weights, rate])

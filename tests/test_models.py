@@ -802,7 +802,7 @@ def test_an_unknown_field_raises_and_lists_the_known_ones(model: type[ModelConfi
         (LDNConfig, {"attention": None}, "'none', 'linear', 'diffusion', 'softmax', not None"),
         (LDNConfig, {"grid": "3d"}, "'1d', '2d', not '3d'"),
         (LDNConfig, {"norm": "layer"}, "'pre', 'post', not 'layer'"),
-        (LDNConfig, {"steps": -1}, "LDNConfig.steps must be at least 0, not -1"),
+        (LDNConfig, {"steps": -1}, "LDNConfig.steps must be between 0 and 10000, not -1"),
         (LDNConfig, {"rate": 1.5}, "LDNConfig.rate must be between 0 and 1, not 1.5"),
         (LDNConfig, {"rate": 1.0}, "needs time_step='fixed'"),
         (LDNConfig, {"width": 10, "heads": 4}, "LDNConfig.width 10 does not divide into 4 heads"),

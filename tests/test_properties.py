@@ -16,10 +16,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ldn import InputSpec, LDNConfig, PaperSequenceConfig, PaperVisionConfig, TargetSpec, diffuse
+from ldn import InputSpec, LDNConfig, PaperSequenceConfig, PaperVisionConfig, TargetSpec, diffuse, reference
 from ldn.model import LDNLayer
 from ldn.published import ConvHeat, DenseHeat
 from ldn.reference import Offset
+from ldn.stencil import traceable
 from ldn.terms import DenseDiffusion, Diffusion, Kernel, TimeStep
 
 N, D = 12, 3
@@ -208,6 +209,37 @@ def test_the_maximum_principle_breaks_in_paper_vision() -> None:
     published = Published(DenseHeat(64).double())
     x = normal(2, 64, D)
     assert outside(x, published(x, x, None)) > 0.1
+
+
+@every_bounded_time_step
+@every_kernel
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+def test_no_finite_value_overflows(kernel: Kernel, time_step: TimeStep, grid: str, dtype: torch.dtype) -> None:
+    """The difference of two values near the largest has no finite size, and their convex combinations have."""
+    largest = 0.99 * torch.finfo(dtype).max
+    x = (largest * normal(2, N, D).sign()).to(dtype)
+    one = layer(kernel, time_step, grid, symmetric=False, rate=LARGEST_RATE.get(time_step, 0.5)).to(dtype)
+    u = normal(2, N, D, seed=2).to(dtype)  # what coefficients are read from: not normalised here
+    y = one.diffusion(x, u, None)
+    assert y.isfinite().all() and y.abs().max() <= torch.finfo(dtype).max
+
+
+def test_no_finite_value_overflows_along_one_edge() -> None:
+    """The largest step: each token takes the value of the next; also as plain operations, and as the definition."""
+    x = torch.tensor([3e38, -3e38, 3e38, -3e38])[None, :, None]
+    wanted = torch.tensor([-3e38, 3e38, -3e38, -3e38])[None, :, None]
+    given = [(1,)], torch.ones(1, 1), torch.ones(1)
+    assert torch.equal(diffuse(x, *given, 1), wanted)
+    assert torch.equal(reference.diffuse(x, *given, 1), wanted)
+    assert torch.equal(traceable(x, *given[:2], torch.ones(1, 1, 1), [1], None), wanted)
+
+
+def test_gradients_of_large_values_are_finite() -> None:
+    x = (3e38 * normal(1, N, D).sign()).float().requires_grad_()
+    weights, rate = torch.full((2, D), 0.5, requires_grad=True), torch.full((D,), 0.5, requires_grad=True)
+    y = diffuse(x, [(1,), (-1,)], weights, rate, 2)
+    gradients = torch.autograd.grad(y, [x, weights, rate], torch.full_like(y, 1e-3))
+    assert all(gradient.isfinite().all() for gradient in gradients)
 
 
 # the Dirichlet energy of the kernel's own Laplacian never rises

@@ -85,8 +85,14 @@ def load_numbers(
 
 
 @triton.jit
-def store(base, rows, channels, y, column, first, last, PASS: tl.constexpr, n: tl.constexpr, MASKED: tl.constexpr):
-    """Write window n, of which no row is carried, to (H, W, D): the rows from `first` to before `last`, if MASKED."""
+def store(
+    base, rows, channels, y, column, first, last, PASS: tl.constexpr, n: tl.constexpr, MASKED: tl.constexpr,
+    FACTOR: tl.constexpr,
+):  # fmt: skip
+    """Write FACTOR times window n, of which no row is carried, to (H, W, D).
+
+    The rows from `first` to before `last`, if MASKED.
+    """
     D: tl.constexpr = of(PASS, "D")
     W: tl.constexpr = of(PASS, "W")
     whole: tl.constexpr = divides(channels.shape[0], D)
@@ -94,7 +100,10 @@ def store(base, rows, channels, y, column, first, last, PASS: tl.constexpr, n: t
     for i in tl.static_range(-of(PASS, "delay", n), of(PASS, "rows") - of(PASS, "delay", n)):
         for j in tl.static_range(of(PASS, "columns", n)):
             place = base + (i * of(PASS, "stride y") * W + j * of(PASS, "stride x")) * D
-            row = rows[at(PASS, n, i, j)].to(base.dtype.element_ty)
+            row = rows[at(PASS, n, i, j)]
+            if FACTOR != 1:
+                row = FACTOR * row
+            row = row.to(base.dtype.element_ty)
             if MASKED:
                 own = (y + i * of(PASS, "stride y") >= first) & (y + i * of(PASS, "stride y") < last)
                 tl.store(place, row, channels < tl.where(own & (column + j * of(PASS, "stride x") < W), D, 0))
@@ -124,6 +133,15 @@ def exactly(rows):
     found = ()
     for i in tl.static_range(len(rows)):
         found = found + (rows[i].to(tl.float32),)
+    return found
+
+
+@triton.jit
+def halved(rows):
+    """Half the rows in float32: the difference of two of them is finite."""
+    found = ()
+    for i in tl.static_range(len(rows)):
+        found = found + (0.5 * rows[i].to(tl.float32),)
     return found
 
 

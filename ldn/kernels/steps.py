@@ -13,7 +13,7 @@ import triton.language as tl
 
 from ldn.kernels.constants import at, of
 from ldn.kernels.flow import moved_along, states, step_back
-from ldn.kernels.rows import all_carried, carried, exactly, load, load_numbers, store, store_sums, within, zeros
+from ldn.kernels.rows import all_carried, carried, exactly, halved, load, load_numbers, store, store_sums, within, zeros
 
 SIZES = ("B", "H", "chunk", "chunks", "tiles_x", "blocks")  # for whose values no kernel is compiled anew
 
@@ -151,7 +151,7 @@ def _forward_turn(
 ):  # fmt: skip
     """One turn of `forward_kernel`, from row y on: what the next one needs of this."""
     S: tl.constexpr = of(PASS, "steps")
-    loaded = exactly(coming)
+    loaded = halved(coming)
     rates, conductances = _joined(own, own_coming, PASS)
     next_y = y + of(PASS, "rows") * of(PASS, "stride y")
     coming = load(x, channels, next_y, column, needed, X_Y, X_X, 1, PASS, 0, MASKED)
@@ -160,7 +160,7 @@ def _forward_turn(
     if MASKED:
         inside = within(y, column, H, PASS, of(PASS, "all"), -of(PASS, "carried", of(PASS, "all")))
     windows = states(held, loaded, coefficients, rates, conductances, inside, PASS, S, MASKED)
-    store(out, windows[S], channels, y, column, first, last, PASS, S, MASKED)
+    store(out, windows[S], channels, y, column, first, last, PASS, S, MASKED, 2.0)
     return all_carried(windows, PASS, 0, S + 1), coming, _carried_own(rates, conductances, PASS), own_coming
 
 
@@ -206,7 +206,7 @@ def _settled(
     new, of_own = (), ()
     for i in tl.static_range(-of(PASS, "delay", N), of(PASS, "rows") - of(PASS, "delay", N)):
         for j in tl.static_range(of(PASS, "columns", N)):
-            flow = moved[at(PASS, N, i, j)]
+            flow = 2.0 * moved[at(PASS, N, i, j)]  # of half the states
             through = flow
             if of(PASS, "conducting"):
                 through = flow * of_edge[at(PASS, of(PASS, "own"), i, j)]
@@ -246,7 +246,7 @@ def _backward_turn(
     g_coming = load(grad, channels, next_y, column, needed, GRAD_Y, GRAD_X, 1, PASS, S, MASKED)
     before = ()
     if LEARNING:
-        loaded = exactly(coming)
+        loaded = halved(coming)
         coming = load(x, channels, next_y, column, needed, X_Y, X_X, 1, PASS, 0, MASKED)
         before = states(held, loaded, coefficients, rates, conductances, inside, PASS, S - 1, MASKED)
         held = all_carried(before, PASS, 0, S)
@@ -274,7 +274,7 @@ def _backward_turn(
                     found = found + (moved[e],)
             moved = found
         gradients = step_back(rows, coefficients, rates, conductances, inside, PASS, n, 2 * S - 1 - n, MASKED)
-    store(g_x, gradients, channels, y, column, first, last, PASS, 2 * S, MASKED)
+    store(g_x, gradients, channels, y, column, first, last, PASS, 2 * S, MASKED, 1)
     if APART:
         of_rates = zeros(coefficients[0], of(PASS, "rows") * of(PASS, "columns owned"))
         settled, kept = (), ()
@@ -290,7 +290,7 @@ def _backward_turn(
             kept = kept + (carried(moved[e], PASS, of(PASS, "sums")),)
         totals, sums = settled, kept
         if of(PASS, "of channels"):
-            store(g_rate, of_rates, channels, y, column, first, last, PASS, of(PASS, "settled"), True)
+            store(g_rate, of_rates, channels, y, column, first, last, PASS, of(PASS, "settled"), True, 1)
         elif of(PASS, "of tokens"):
             store_sums(g_rate, of_rates, y, column, first, last, 1, PASS, of(PASS, "settled"))
     elif LEARNING:
@@ -365,4 +365,7 @@ def backward_kernel(
         g_weights += (b * (tiles_x * chunks * (of(PASS, "stride y") * of(PASS, "stride x"))) + number) * (E * D)
         for e in tl.static_range(2 * P):
             if of(PASS, "edge", e) >= 0:
-                tl.store(g_weights + of(PASS, "edge", e) * D + channels, totals[e], channels < D)
+                total = totals[e]
+                if not (of(PASS, "of tokens") or of(PASS, "conducting")):
+                    total = 2.0 * total  # of half the states
+                tl.store(g_weights + of(PASS, "edge", e) * D + channels, total, channels < D)
