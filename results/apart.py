@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import cache
 from pathlib import Path
 
@@ -57,11 +58,12 @@ def _floors(runs: pd.DataFrame) -> list[dict[str, object]]:
 
 
 def _published(runs: pd.DataFrame) -> list[dict[str, object]]:
-    task = runs["task.name"].unique() if "task.name" in runs else []
-    settings = [c for c in runs.columns if c.startswith("task.") and c not in ("task.name", "task.seed")]
-    if len(task) != 1 or task[0] not in COLUMN or runs[settings].notna().any(axis=None):
+    # the protocol is that of the others only where the task is at its defaults, which its canonical form leaves out
+    tasks = [json.loads(text) for text in runs["spec.task"].unique()] if "spec.task" in runs else []
+    names = {task["name"] for task in tasks}
+    if len(names) != 1 or not names <= COLUMN.keys() or any(task.keys() - {"name", "seed"} for task in tasks):
         return []
-    column = COLUMN[task[0]]
+    column = COLUMN[names.pop()]
     shown = _lra().reindex(list(CHOSEN)).dropna(subset=[column]).reset_index()
     per_cent = pd.DataFrame({"mean": shown[column], "sd": shown[f"std_{column}"]}).apply(pd.to_numeric) / 100
     labelled = shown[["model", "protocol", "source"]].rename(columns={"model": "label"})

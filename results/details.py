@@ -68,7 +68,7 @@ def _details(folder: str, record: RunRecord | None, rows: int, pool: Pool) -> di
 def _of_record(record: RunRecord, pool: Pool) -> dict[str, Any]:
     found: dict[str, Any] = {}
     # A field's text is shared, for most runs of a study have most fields in common.
-    found["spec"] = [pool.field(name, value) for name, value in record.spec.items()]
+    found["spec"] = [pool.field(name, value) for name, value in (record.config or record.spec).items()]
     found["metrics"] = [
         [f"{split}.{name}", _number(value)]
         for split, metrics in record.metrics.items() if isinstance(metrics, dict)

@@ -35,6 +35,8 @@ class Attempt(TypedDict, total=False):
     seconds: NonNegative
     first_step: Count
     checkpoint: str  # what was taken, or refused, of the checkpoints that were there
+    sources: dict[str, str]  # as in RunRecord, of this start
+    replaced: bool  # what was trained until then was deleted, to train the run anew
 
 
 @with_config(CLOSED)
@@ -67,12 +69,16 @@ class DataFacts(TypedDict, total=False):
 
 @with_config(CLOSED)
 class ArmEntry(TypedDict):
-    """An arm; `changes` maps a field to [the value of the arm it is compared with, this arm's value]."""
+    """An arm; `changes` maps a field to [the value of the arm it is compared with, this arm's value].
+
+    `config` has every field with an effect by its dotted path, as the study declared it when it was last run.
+    """
 
     label: str
     reference: str
     changes: dict[str, list[Any]]
     note: str
+    config: NotRequired[dict[str, Any]]
 
 
 @with_config(CLOSED)

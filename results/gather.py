@@ -4,8 +4,9 @@ A row always holds `arm` (an ordered categorical, in the study's order), `refere
 `seed`, `run_id`, `status` and `reason`; then, as far as the cell's run has them, columns grouped by prefix:
 
     factor.*                            what the study varied, as the manifest says it; empty: not varied in this arm
-    model.* task.* optim.* budget.*     the run's spec, nested fields joined by dots; empty: at its default
-    spec.*                              the spec's other fields
+    model.* task.* optim.* budget.*     the run's configuration, nested fields joined by dots; of a run of an earlier
+                                        version empty where a field is at its default
+    spec.*                              the configuration's other fields; `spec.task` identifies the task as JSON
     train.* valid.* test.*              metrics; `train.steps` and `train.best_step` beside them
     cost.* data.*                       parameters and multiply-adds, throughput and memory where `bench` measured
                                         them on the task's own input; the data's fingerprint
@@ -155,18 +156,19 @@ def _row(runs: Path, cell: CellEntry, measured: MeasuredRuns, kept: dict[str, Ru
 
 
 def _add_fields(row: dict[str, Any], record: RunRecord) -> None:
-    spec: dict[str, Any] = {}
-    for name, value in record.spec.items():
+    config: dict[str, Any] = {}
+    for name, value in (record.config or record.spec).items():
         grouped = name in PREFIXES and isinstance(value, dict)
-        _flatten(spec, name if grouped else f"spec.{name}", value)
-    row |= {name: _level(value) for name, value in spec.items()}  # None and NaN are no defaults
+        _flatten(config, name if grouped else f"spec.{name}", value)
+    row |= {name: _level(value) for name, value in config.items()}  # None and NaN are no defaults
+    row["spec.task"] = json.dumps(record.spec["task"], sort_keys=True)
     row |= {"train.steps": record.steps, "train.best_step": record.best_step}
     for split, metrics in record.metrics.items():
         _flatten(row, split, metrics)
     _flatten(row, "cost", record.cost)
     _flatten(row, "data", record.data)
     if record.attempts:
-        _flatten(row, "env", record.attempts[-1])
+        _flatten(row, "env", {name: value for name, value in record.attempts[-1].items() if name != "sources"})
     row["env.attempts"] = len(record.attempts)
     # An attempt that was killed could not say how long it took.
     row["env.seconds"] = sum(attempt.get("seconds", 0.0) for attempt in record.attempts)

@@ -152,9 +152,8 @@ def notes(frame: pd.DataFrame) -> list[str]:
     checked = [name for name in done.columns if name.startswith("data.files.") and name.endswith(".official")]
     if others := [name[len("data.files.") : -len(".official")] for name in checked if done[name].eq(False).any()]:
         said.append(f"Not the official bytes, by their md5: {', '.join(others)}.")
-    task = [name for name in done.columns if name.startswith("task.")]
-    if task and "data.fingerprint" in done:
-        data = done.groupby(task, dropna=False)["data.fingerprint"]  # two tasks may well differ in their data
+    if "spec.task" in done and "data.fingerprint" in done:
+        data = done.groupby("spec.task")["data.fingerprint"]  # two tasks may well differ in their data
         said += [_differing(column, "fingerprint of the data") for _, column in data if _differs(column)]
     return said
 

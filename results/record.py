@@ -28,6 +28,7 @@ import hashlib
 import json
 import math
 import os
+import shutil
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -55,20 +56,29 @@ from results.validation import SCHEMA, Count, Metrics, NonNegative, checked, fro
 ATTEMPTS = TypeAdapter(Attempts)
 PROGRESS = TypeAdapter(ProgressEntry)
 R = TypeVar("R")
+# what a training leaves, in the order in which it is deleted: nothing may continue from it without its record
+TRAINED = (
+    "probe.json", "checkpoint.pt", "checkpoint.former.pt", "progress.json", "prune",
+    "record.json", "predictions.npz", "weights.pt", "curve.csv",
+)  # fmt: skip
 
 
 @dataclass(kw_only=True)
 class RunRecord:
     """How one run ended, failures included.
 
-    `spec` is the run's canonical content as plain data, which `run_id` is the hash of. `metrics` maps a split to its
-    metrics (`{"test": {"accuracy": 0.97, "loss": 0.1}}`), `files` the name of each file that the run has left to the
-    sha256 of its bytes; `attempts` has one entry for every time the run was started.
+    `spec` is the run's canonical content as plain data, which `run_id` is the hash of; `config` has every field with
+    its value, also those that `spec` leaves out. `sources` maps "model", "task" and "training" to "ENTRY@HASH", a
+    module and the hash of its source (`results/sources.py`), with several hashes if it changed meanwhile. `metrics`
+    maps a split to its metrics (`{"test": {"accuracy": 0.97, "loss": 0.1}}`), `files` the name of each file that the
+    run has left to the sha256 of its bytes; `attempts` has one entry for every time the run was started.
     """
 
     run_id: str
     spec: dict[str, Any]
     status: Status
+    config: dict[str, Any] = field(default_factory=dict)
+    sources: dict[str, str] = field(default_factory=dict)
     reason: str = ""
     traceback: str = ""
     metrics: dict[str, Metrics] = field(default_factory=dict)
@@ -105,7 +115,7 @@ class Manifest:
     @property
     def called(self) -> str:
         """What a command line knows it by: a study that ships by its name, any other by its file."""
-        if self.source == f"{SUITE}{self.study}":
+        if self.source in ("", f"{SUITE}{self.study}"):
             return self.study
         near = os.path.relpath(self.source)
         return self.source if near.startswith("..") else near
@@ -452,3 +462,19 @@ def put_aside(runs: Path, run_id: str) -> None:
     if record is not None:
         write_attempts(runs, run_id, record.attempts)
         (run_folder(runs, run_id) / "record.json").unlink()
+
+
+def discard(runs: Path, run_id: str) -> None:
+    """Delete what a run was trained to, so that it is trained anew; its attempts stay. Raises CorruptFile.
+
+    Stopped at any point, either the record is still there or the run is one that was never finished.
+    """
+    folder = run_folder(runs, run_id)
+    record = read_record(runs, run_id)
+    attempts = read_attempts(runs, run_id) if record is None else record.attempts
+    if attempts:
+        attempts[-1]["replaced"] = True
+        write_attempts(runs, run_id, attempts)
+    shutil.rmtree(folder / "evals", ignore_errors=True)
+    for name in TRAINED:
+        (folder / name).unlink(missing_ok=True)

@@ -28,6 +28,7 @@ from results.printing import csv, file_stem, write
 from results.record import Manifest, RunRecord
 from results.section import Gathered, Section
 from results.significance import over_examples
+from results.stale import study_lines
 from results.summary import CHOICE, MOST_CURVES, most_telling, summarise
 from results.text import styled
 
@@ -171,7 +172,8 @@ def _pictures(sections: list[Section], parts: Parts) -> dict[str, bytes]:
 def _remarks(gathered: Gathered, why: list[str]) -> list[str]:
     """What a reader must know of the runs, of the arms, and of the characters that one of the formats lacks."""
     manifest = gathered.manifest
-    remarks = [*notes(gathered.frame), *older_files(gathered.records.values())]
+    remarks = [*study_lines(manifest, gathered.records), *notes(gathered.frame)]
+    remarks += older_files(gathered.records.values())
     remarks += [f"{arm['label']}: {arm['note']}." for arm in manifest.arms if arm["note"]]
     remarks += manifest.notes
     if undeclared := undeclared_note(gathered.runs, manifest):

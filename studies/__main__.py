@@ -78,6 +78,12 @@ Threads = Annotated[int, typer.Option(min=1, max=1024, help="CPU threads of a ru
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Compile = Annotated[bool, typer.Option("--compile", help="Train under torch.compile.")]
 Retry = Annotated[bool, typer.Option("--retry", help="Run again what failed or diverged.")]
+Retrain = Annotated[
+    bool,
+    typer.Option(
+        "--retrain", help="Replace the runs trained with other source or defaults than today's; or all runs of --arm."
+    ),
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="With --on slurm: only say what would be done.")]
 Slurm = Annotated[Path, typer.Option(help="What to ask of SLURM.", envvar="LDN_SLURM", callback=expanded)]
 Data = Annotated[Path, typer.Option(help="Where data sets lie.", envvar="LDN_DATA", callback=expanded)]
@@ -92,6 +98,8 @@ def run(
     device: Device = "auto",
     compile: Compile = False,
     retry: Retry = False,
+    retrain: Retrain = False,
+    arm: Annotated[list[str] | None, typer.Option("--arm", help="With --retrain: this arm; may be repeated.")] = None,
     dry_run: DryRun = False,
     slurm: Slurm = Path("slurm.toml"),
     runs: Runs = Path("runs"),
@@ -108,18 +116,21 @@ def run(
     from studies.drive import drive
     from studies.train import Place
 
+    if arm and not retrain:
+        raise ValueError("--arm chooses what --retrain trains again; give both")
+    replaced = list(arm or ()) if retrain else None
     path = catalogue.source(name)
     study, place = catalogue.load(path), Place(runs, data, device, threads, compile)
     if not dry_run:
         cells = study.cells()
         ended = {cell.spec.run_id for cell in cells if (run_folder(runs, cell.spec.run_id) / "record.json").exists()}
-        refuse_missing_data((cell.spec for cell in cells if retry or cell.spec.run_id not in ended), data)
+        refuse_missing_data((cell.spec for cell in cells if retry or retrain or cell.spec.run_id not in ended), data)
     if on == "slurm":
         from studies.cluster import read_cluster
         from studies.plan import plan_lines
         from studies.slurm import launch
 
-        asked = launch(study, path.stem, source_of(path), read_cluster(slurm), place, slots, retry, dry_run)
+        asked = launch(study, path.stem, source_of(path), read_cluster(slurm), place, slots, retry, dry_run, replaced)
         for line in plan_lines(asked):
             console.print(line, soft_wrap=True)
         say_notes(asked.notes, "")
@@ -130,13 +141,14 @@ def run(
         raise ValueError("--dry-run plans jobs for --on slurm; `python -m studies show` says what a study runs")
     made_folder(out / path.stem)  # not after hours of training
     with attended(runs, path.stem) as (shown, stopping), closing(here(on, place, slots, stopping)) as executor:
-        tally = drive(study, path.stem, source_of(path), runs, executor, shown, stopping, retry)
+        tally = drive(study, path.stem, source_of(path), runs, executor, shown, stopping, retry, replaced)
     say_notes(tally.notes, tally.fatal)
     report = write_report(runs, path.stem, out)
     print_report(console, report)
     left = tally.cells - tally.done - tally.failed
     if left:
-        refuse(f"stopped with {left} of {tally.cells} runs to go; the same command goes on from here")
+        again = f"`python -m studies run {name}`" if retrain else "the same command"
+        refuse(f"stopped with {left} of {tally.cells} runs to go; {again} goes on from here")
     if tally.failed:
         why = f"`python -m studies status {name}` says why, --retry tries again"
         refuse(f"{tally.failed} of {tally.cells} runs failed; {why}")

@@ -12,11 +12,13 @@ from rich.table import Table
 from rich.text import Text
 
 from results.record import RunRecord, TuningRecord, read_record
+from results.stale import finished_runs, stale_lines
 from results.text import printable, styled
 from studies.checks import study_notes
 from studies.drive import Tally
 from studies.executors import Ended
 from studies.progress import progress_of, progress_text
+from studies.retrain import arm_configs
 from studies.spec import flatten
 from studies.study import Cell, Study, changes
 from studies.tuning import described
@@ -108,6 +110,10 @@ def show_arms(console: Console, study: Study, name: str, runs: Path) -> None:
     many, seeds = len(arms), len(study.seeds)
     design = f"{many} arm{'s' * (many > 1)} x {seeds} seed{'s' * (seeds > 1)}"
     console.print(f"\n{design}; {study.metric}, {study.direction}imised; widths matched by: {study.match}")
+    known = {run_id: record for run_id, record in records.items() if record is not None}
+    trained = finished_runs([(cell.arm, cell.spec.run_id) for cell in cells], known)
+    for sentence in stale_lines(trained, arm_configs(cells), name):
+        console.print(styled(sentence), style="yellow", soft_wrap=True)
     for sentence in study_notes(study):
         console.print(sentence, style="yellow", soft_wrap=True)
     if study.tuned is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +20,7 @@ from results.record import (
     Manifest,
     RunRecord,
     TuningRecord,
+    discard,
     read_manifest,
     read_record,
     study_folder,
@@ -30,6 +31,7 @@ from studies.checks import study_notes
 from studies.executors import Ended, Executor
 from studies.leftovers import remove_leftovers
 from studies.queue import Queue
+from studies.retrain import arm_configs, runs_to_retrain
 from studies.search import Search
 from studies.spec import canonical
 from studies.study import Cell, Study, changes
@@ -88,15 +90,21 @@ def drive(
     watcher: Watcher,
     stopping: Callable[[], bool] = lambda: False,
     retry: bool = False,
+    retrain: Sequence[str] | None = None,
 ) -> Tally:
     """Run every cell of `study` that has no record yet (with `retry`, also those that failed); records and journal.
 
-    One run's failure never stops the others. When `stopping` says so, running runs write their checkpoints and end.
+    With `retrain`, results are deleted and trained again: those of the arms it lists, or if it lists none those that
+    differ from today's source or defaults. One run's failure never stops the others. When `stopping` says so, running
+    runs write their checkpoints and end.
     Raises ValueError if another driver runs this study, or the study stored under this name is of another file.
     """
     cells = study.cells()
     with sole_driver(study_folder(runs, name), name):
+        again = [] if retrain is None else runs_to_retrain(runs, cells, retrain)
         declare(study, name, source, runs, cells)
+        for run_id in again:
+            discard(runs, run_id)
         tally = Tally(cells=len(cells))
         records, wanted = survey(runs, cells, retry, tally)
         remove_leftovers(runs, name, dict.fromkeys(cell.spec.run_id for cell in cells))
@@ -209,8 +217,10 @@ def _outcome(ended: Ended, runs: Path, cell: Cell, tally: Tally) -> RunRecord | 
     return record
 
 
-def survey(runs: Path, cells: list[Cell], retry: bool, tally: Tally) -> tuple[dict[str, RunRecord], set[str]]:
-    """The records there are, and the ids of the runs that are to be run: those without one, and those cut off."""
+def survey(
+    runs: Path, cells: list[Cell], retry: bool, tally: Tally, retrain: Collection[str] = ()
+) -> tuple[dict[str, RunRecord], set[str]]:
+    """The records there are, and the ids of the runs that are to be run: without one, cut off, or to `retrain`."""
     again = {"lost", "cancelled", "pruned"} | ({"failed", "diverged"} if retry else set())
     records: dict[str, RunRecord] = {}
     wanted = set()
@@ -223,7 +233,7 @@ def survey(runs: Path, cells: list[Cell], retry: bool, tally: Tally) -> tuple[di
             continue
         if record is not None:
             records[run_id] = record
-        if record is None or record.status in again:
+        if record is None or record.status in again or run_id in retrain:
             wanted.add(run_id)
     return records, wanted
 
@@ -239,12 +249,14 @@ def declare(study: Study, name: str, source: str, runs: Path, cells: list[Cell])
         validate_source(study_folder(runs, name) / "manifest.json", former.source, source, bool(alike))
         keep_declaration(runs, former)
     expanded = {arm.label: arm for arm in study.expanded()}
+    configs = arm_configs(cells)
     arms: list[ArmEntry] = [
         {
             "label": arm.label,
             "reference": arm.reference,
             "changes": changes(arm.spec, expanded[arm.reference].spec),
             "note": arm.note,
+            "config": dict(configs[arm.label]),
         }
         for arm in expanded.values()
     ]

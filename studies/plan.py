@@ -59,10 +59,14 @@ def plan(
     retry: bool = False,
     queued: Collection[str] = (),
     max_array: int | None = None,
+    retrain: Collection[str] = (),
 ) -> Plan:
-    """Lay out what has no record yet (with `retry`, also what failed) and is not `queued`; touches no file."""
+    """Lay out what has no record yet (with `retry`, also what failed), what is to be trained again and is not `queued`.
+
+    Touches no file.
+    """
     tally = Tally(cells=len(cells))
-    records, wanted = survey(runs, cells, retry, tally)
+    records, wanted = survey(runs, cells, retry, tally, retrain)
     specs = {cell.spec.run_id: cell.spec for cell in cells if cell.spec.run_id in wanted - set(queued)}
     jobs = split(list(specs.values()), cluster.runs_per_job)
     arms = Counter(cell.spec.run_id for cell in cells)

@@ -6,6 +6,8 @@ import hashlib
 import os
 import platform
 import subprocess
+import sys
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -14,7 +16,9 @@ from pydantic import TypeAdapter
 
 from results.entries import Attempt
 from results.files import read_json
+from results.sources import TRAINING, source_hash
 from results.validation import checked
+from studies.spec import RunSpec
 
 ROOT = Path(__file__).resolve().parent.parent
 STAMP = "commit.json"  # beside a copy of the code: which commit it is a copy of
@@ -32,6 +36,36 @@ def provenance(device: torch.device, threads: int) -> Attempt:
         **commit(),
         **slurm_job(),
     }
+
+
+def run_sources(spec: RunSpec) -> dict[str, str]:
+    """The source that trains `spec`, as in a record: for each part its entry and the hash of what that imports."""
+    entries = {"model": _entry(type(spec.model)), "task": _entry(type(spec.task)), "training": TRAINING}
+    return {part: f"{entry}@{source_hash(part, entry)}" for part, entry in entries.items()}
+
+
+def _entry(cls: type) -> str:
+    """The module of a class of this project, or the path of a user's file."""
+    if cls.__module__.partition(".")[0] in ("ldn", "baselines", "studies"):
+        return cls.__module__
+    file = getattr(sys.modules.get(cls.__module__), "__file__", None)
+    return str(Path(file).resolve()) if file else cls.__module__
+
+
+def trained_with(attempts: Sequence[Attempt]) -> dict[str, str]:
+    """The source of the training that the last attempt ended: several hashes for a part that changed meanwhile."""
+    first = 0
+    for number, attempt in enumerate(attempts):
+        if attempt.get("first_step") == 0:
+            first = number
+        if attempt.get("replaced"):
+            first = number + 1
+    sources = [attempt.get("sources", {}) for attempt in attempts[first:]]
+    merged = {}
+    for part, last in sources[-1].items():
+        hashes = dict.fromkeys(source.get(part, "@unknown").rpartition("@")[2] for source in sources)
+        merged[part] = f"{last.rpartition('@')[0]}@{'+'.join(hashes)}"
+    return merged
 
 
 def cores() -> int:

@@ -19,7 +19,7 @@ import submitit
 
 from results.environment import use_temporary_caches
 from results.files import write_json
-from results.record import put_aside, study_folder
+from results.record import discard, put_aside, study_folder
 from studies.cluster import Cluster
 from studies.drive import declare, sole_driver
 from studies.executors import ASKING
@@ -27,6 +27,7 @@ from studies.jobs import Array, Queue, arrays, complaint, in_queue, max_array_si
 from studies.leftovers import remove_leftovers
 from studies.packed import LOSSES, FixedSupply, Supply, pack, pool
 from studies.plan import Plan, plan
+from studies.retrain import runs_to_retrain
 from studies.sbatch import refuse_site, sbatch_environment, sbatch_lines, sbatch_options, submit_parameters
 from studies.snapshot import snapshot
 from studies.spec import canonical, from_plain
@@ -132,15 +133,18 @@ def launch(
     slots: int | None = None,
     retry: bool = False,
     dry: bool = False,
+    retrain: Sequence[str] | None = None,
 ) -> Plan:
     """Submit every run of a study that is neither finished nor queued; returns at once. `dry`: say only what would be.
 
-    Raises ValueError where there is no SLURM, where it refuses, or where the runs do not fit into its jobs.
+    `retrain` is as in `drive`; what is queued already is left alone. Raises ValueError where there is no SLURM, where
+    it refuses, or where the runs do not fit into its jobs.
     """
     runs, cells, at = place.runs, study.cells(), placed(place, cluster)
+    again = [] if retrain is None else runs_to_retrain(runs, cells, retrain)
 
     def planned(queue: Queue, largest: int | None) -> Plan:
-        found = plan(runs, cells, cluster, place.threads, slots, retry, queued_runs(runs, name, queue), largest)
+        found = plan(runs, cells, cluster, place.threads, slots, retry, queued_runs(runs, name, queue), largest, again)
         if found.jobs:
             found.sbatch = sbatch_lines(cluster, study_folder(at.runs, name), len(found.arrays[0]))
             found.notes += cluster.misfits(at.device, place.threads, slots)
@@ -160,7 +164,7 @@ def launch(
         code = snapshot(runs)
         for jobs in asked.arrays:
             for spec in (spec for job in jobs for spec in job):
-                put_aside(runs, spec.run_id)
+                (discard if spec.run_id in again else put_aside)(runs, spec.run_id)
             packed = [Batch(at, asked.slots, cluster.grace, [canonical(spec) for spec in job]) for job in jobs]
             ids = [[spec.run_id for spec in job] for job in jobs]
             array = Array(secrets.token_hex(4), ids, time.time(), str(code), asked.slots)

@@ -137,6 +137,21 @@ def _plain(config: Any, dropped: set[str]) -> dict[str, Any]:
     return plain
 
 
+def complete(spec: RunSpec) -> dict[str, Any]:
+    """Every field with its value as nested plain data, also what is at its default or without effect."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, Config):
+            return _named(value) | {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return list(value) if isinstance(value, tuple) else value
+
+    return plain(spec)
+
+
+def _named(config: Config) -> dict[str, Any]:
+    return {"name": config.name} if config.name else {}
+
+
 def from_plain(plain: dict[str, Any]) -> RunSpec:
     """The RunSpec of canonical data. Raises ValueError for unknown fields, names and newer schemas."""
     plain = dict(plain)

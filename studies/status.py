@@ -21,6 +21,7 @@ from results.entries import CellEntry
 from results.files import CorruptFile
 from results.record import manifest_of, read_attempts, read_manifest, read_record, unfinished
 from results.signals import interrupt_on_signals
+from results.stale import read_records, study_lines
 from results.text import styled, styled_lines
 from studies.jobs import (
     Array,
@@ -203,7 +204,9 @@ def _whole(runs: Path, name: str) -> tuple[Group, bool]:
         return search, going
     states, note = look(runs, name)
     going |= any(state.column in ("running", "pending", "to go") for state in states)
-    of_study = shown(states, note)
+    records = read_records(runs, (state.run_id for state in states if state.status == "done"))
+    stale = study_lines(manifest_of(runs, name), records)
+    of_study = Group(shown(states, note), *(styled(line, "yellow") for line in stale))
     return of_study if search is None else Group(search, Text(), of_study), going
 
 

@@ -30,9 +30,9 @@ from results.text import error_text
 from studies import checkpoint
 from studies.augment import crop_and_flip
 from studies.meter import exact_gmac, measure
-from studies.provenance import provenance
+from studies.provenance import provenance, run_sources, trained_with
 from studies.schedule import Batches, Clock, derived_seed, learning_rate_factor
-from studies.spec import RunSpec, canonical
+from studies.spec import RunSpec, canonical, complete
 from studies.step import Replayed, SideStream, Step, adamw
 from studies.tasks.task import Split, loaded
 
@@ -100,11 +100,12 @@ def train(
             return former
         if former is not None and former.status == "pruned":
             (folder / "prune").unlink(missing_ok=True)  # it has done its work
-        record = RunRecord(run_id=spec.run_id, spec=canonical(spec), status="failed")
+        record = RunRecord(run_id=spec.run_id, spec=canonical(spec), config=complete(spec), status="failed")
         record.attempts = _former_attempts(place.runs, spec.run_id, former)
         record.attempts.append(provenance(torch.device(place.device), place.threads))
         graphs = spec.optim.graphs and torch.device(place.device).type == "cuda"  # a CPU takes the step as it is
         record.attempts[-1] |= {"compile": place.compile, "graphs": graphs, "started": time.time()}
+        record.attempts[-1]["sources"] = run_sources(spec)
         began = time.perf_counter()
         try:
             write_attempts(place.runs, spec.run_id, record.attempts)
@@ -124,6 +125,7 @@ def train(
         finally:
             record.attempts[-1]["seconds"] = round(time.perf_counter() - began, 3)
             write_attempts(place.runs, spec.run_id, record.attempts)
+        record.sources = trained_with(record.attempts)
         record.files = {name: file_checksum(folder / name) for name in FILES if (folder / name).exists()}
         write_record(place.runs, record)
         # of a failed or pruned run the checkpoint stays: a retry goes on from it
@@ -175,6 +177,7 @@ def _run(
     if spec.budget.gmacs is not None:
         exact_gmac(cost, "a budget in gmacs", "one in steps, epochs or seconds")
     if spec.budget.steps == 0:
+        record.attempts[-1]["first_step"] = 0
         return
     data = loaded(spec.task, place.data)
     record.data = data.provenance

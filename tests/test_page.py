@@ -186,7 +186,7 @@ def test_an_opened_run_shows_its_whole_record(page: sync_api.Page, runs: Path) -
     sheet = open_run(page, "ldn")
     run_id = page.locator("#all tbody tr").first.locator("td").last.inner_text()
     record = json.loads((run_folder(runs, run_id) / "record.json").read_text())
-    assert json.loads(sheet.locator(".spec").inner_text()) == record["spec"]
+    assert json.loads(sheet.locator(".spec").inner_text()) == record["config"]
     text = sheet.inner_text()
     assert record["weights_hash"] in text and f"{record['metrics']['test']['loss']:.6g}" in text
     assert sheet.locator(".log").text_content() == (run_folder(runs, run_id) / "curve.csv").read_text().strip()

@@ -19,6 +19,7 @@ import pytest
 import torch
 
 from results.record import RunRecord, read_record, run_folder, study_folder, write_record
+from results.sources import source_hash
 from studies import packed, snapshot
 from studies.cluster import Cluster, read_cluster
 from studies.executors import Ended, Executor
@@ -26,7 +27,8 @@ from studies.jobs import Array, arrays, squeue
 from studies.meter import measure
 from studies.packed import FixedSupply, pack
 from studies.plan import modelled, plan, plan_lines, split
-from studies.provenance import slurm_job
+from studies.provenance import run_sources, slurm_job
+from studies.retrain import runs_to_retrain
 from studies.slurm import launch
 from studies.spec import RunSpec, canonical, with_field
 from studies.train import Place
@@ -194,6 +196,19 @@ def test_failed_runs_are_planned_again_on_request_alone(tmp_path: Path) -> None:
     assert (without.failed, len(without.runs), again.failed, len(again.runs)) == (1, 5, 0, 6)
 
 
+def test_finished_runs_are_planned_again_where_they_are_retrained(tmp_path: Path) -> None:
+    cells = STUDY.cells()
+    for cell in cells:
+        record = RunRecord(run_id=cell.spec.run_id, spec=canonical(cell.spec), status="done")
+        record.sources = run_sources(cell.spec) | ({"model": "ldn.model@other"} if cell is cells[0] else {})
+        write_record(tmp_path / "runs", record)
+    for arms, expected in (((), [cells[0]]), ((cells[1].arm,), [cell for cell in cells if cell.arm == cells[1].arm])):
+        chosen = runs_to_retrain(tmp_path / "runs", cells, arms)
+        found = plan(tmp_path / "runs", cells, Cluster(), 1, retrain=chosen)
+        assert [spec.run_id for spec in found.runs] == chosen == [cell.spec.run_id for cell in expected]
+        assert found.done == len(cells) - len(expected)
+
+
 # the copy of the code
 
 
@@ -202,10 +217,14 @@ def test_a_snapshot_runs_alone_and_knows_its_commit(tmp_path: Path) -> None:
     assert folder.parent == tmp_path / "runs" / "code"
     assert snapshot.snapshot(tmp_path / "runs") == folder and len(list(folder.parent.iterdir())) == 1
     assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) < 2e6
-    code = "import studies.train, studies.provenance as p; print(studies.train.__file__, p.commit()['commit'])"
+    code = (
+        "import studies.train, studies.provenance as p; from results.sources import source_hash as hash_of;"
+        "print(studies.train.__file__, p.commit()['commit'], hash_of('model', 'ldn.model'))"
+    )
     environment = os.environ | {"PYTHONPATH": str(folder)}
     said = subprocess.run([sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, text=True)
-    assert said.stdout.split() == [str(folder / "studies" / "train.py"), snapshot.commit()["commit"]], said.stderr
+    expected = [str(folder / "studies" / "train.py"), snapshot.commit()["commit"], source_hash("model", "ldn.model")]
+    assert said.stdout.split() == expected, said.stderr
 
 
 def test_another_code_is_another_snapshot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

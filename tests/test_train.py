@@ -394,6 +394,7 @@ def test_graphs_change_nothing_on_a_cpu_and_the_record_says_that_there_were_none
     record = train(spec, where)
     found, expected = outcome(where, spec), outcome(whole[0], SPEC)
     assert found.pop("spec")["optim"].pop("graphs") and found.pop("run_id") == spec.run_id
+    assert found["config"]["optim"].pop("graphs") and not expected["config"]["optim"].pop("graphs")
     del expected["spec"], expected["run_id"]
     for one in (found, expected):  # the predictions name their run
         del one["predictions"]["run_id"], one["files"]["predictions.npz"]
