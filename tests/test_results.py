@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,10 @@ import pandas as pd
 import pytest
 from rich.console import Console
 from scipy import stats
-from typer import Typer
-from typer.testing import CliRunner, Result
 
 from results import tables
-from results.__main__ import main
+from results.__main__ import app
+from results.cli import run_app
 from results.files import read_json, write_json
 from results.gather import curves, gather
 from results.latex import SYMBOLS
@@ -341,7 +341,7 @@ def test_a_torn_curve_withholds_itself_only(runs: Path, tmp_path: Path) -> None:
 
 
 def test_a_section_that_fails_is_named_and_withholds_nothing_else(
-    invoke: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+    invoke: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(gathered: Gathered) -> None:
         raise KeyError("odd [red]")
@@ -426,19 +426,32 @@ def test_hostile_text_is_escaped_in_every_file_and_corrupt_files_withhold_no_oth
     assert "Not in this report: section tuning" in markdown
 
 
-@pytest.fixture
-def invoke(runs: Path, tmp_path: Path) -> Callable[..., Result]:
-    app = Typer()
-    app.command()(main)
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended, and what it printed."""
 
-    def call(*arguments: str) -> Result:
-        environment = {"LDN_RUNS": str(runs), "LDN_REPORTS": str(tmp_path / "reports"), "COLUMNS": "200"}
-        return CliRunner().invoke(app, arguments, env=environment)
+    exit_code: int
+    output: str
+    stderr: str
+
+
+@pytest.fixture
+def invoke(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., Ended]:
+    def call(*arguments: str) -> Ended:
+        for name, value in {"LDN_RUNS": runs, "LDN_REPORTS": tmp_path / "reports", "COLUMNS": 200}.items():
+            monkeypatch.setenv(name, str(value))
+        monkeypatch.setattr(sys, "argv", ["results", *arguments])
+        with pytest.raises(SystemExit) as end:
+            run_app(app, "python -m results")
+        captured = capsys.readouterr()
+        return Ended(int(end.value.code or 0), captured.out, captured.err)
 
     return call
 
 
-def test_the_command_takes_a_name_or_a_file(invoke: Callable[..., Result]) -> None:
+def test_the_command_takes_a_name_or_a_file(invoke: Callable[..., Ended]) -> None:
     for name in ("components", "studies/ablations/components.py"):
         result = invoke(name)
         assert result.exit_code == 0, result.output
@@ -447,7 +460,7 @@ def test_the_command_takes_a_name_or_a_file(invoke: Callable[..., Result]) -> No
         assert "reports/components/: table.md" in result.output
 
 
-def test_the_users_mistake_is_one_sentence(invoke: Callable[..., Result], runs: Path) -> None:
+def test_the_users_mistake_is_one_sentence(invoke: Callable[..., Ended], runs: Path) -> None:
     result = invoke("mine/other.py")
     assert result.exit_code == 2
     assert result.stderr.count("\n") == 1
