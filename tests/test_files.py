@@ -122,7 +122,7 @@ def test_a_manifest_that_is_wrong_inside_is_refused(changes: dict[str, Any], tmp
     write_manifest(tmp_path, MANIFEST)
     assert read_manifest(tmp_path, "s") == MANIFEST
     write_json(study_folder(tmp_path, "s") / "manifest.json", vars(MANIFEST) | changes)
-    with pytest.raises(CorruptFile, match="manifest.json"):
+    with pytest.raises(CorruptFile, match=r"manifest\.json"):
         read_manifest(tmp_path, "s")
 
 
