@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable
 from typing import Any
 
 import pandas as pd
 
 from results import statistics
-from results.files import FIRST_CHECKED
-from results.record import RunRecord
 from results.summary import CONFIDENCE, LEVEL, UNITS, cost_unit, title
 
 PLACE = {"env.device": "device", "env.torch": "torch", "env.commit": "commit"}
@@ -156,12 +154,6 @@ def notes(frame: pd.DataFrame) -> list[str]:
         data = done.groupby("spec.task")["data.fingerprint"]  # two tasks may well differ in their data
         said += [_differing(column, "fingerprint of the data") for _, column in data if _differs(column)]
     return said
-
-
-def older_files(records: Iterable[RunRecord]) -> list[str]:
-    """A sentence if records were written before files had checksums."""
-    count = sum(record.schema < FIRST_CHECKED for record in records)
-    return [f"Records written by an older version, without checksums: {count}."] if count else []
 
 
 def _unlike_pairs(done: pd.DataFrame, name: str) -> str:

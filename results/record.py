@@ -29,6 +29,7 @@ import json
 import math
 import os
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -48,7 +49,7 @@ from results.entries import (
     TrialEntry,
     TunedArm,
 )
-from results.files import CorruptFile, read_json, write_json
+from results.files import FIRST_CHECKED, CorruptFile, read_json, write_json
 from results.identity import SUITE, read_source, source_of, stored_source, validate_source
 from results.locks import is_held
 from results.validation import SCHEMA, Count, Metrics, NonNegative, checked, from_plain, with_non_finite
@@ -273,6 +274,12 @@ def read_record(runs: Path, run_id: str) -> RunRecord | None:
     _check_owner(path, "run", record.run_id, run_id, remedy)
     record.spec = _identified(record.spec, run_id, path, remedy)
     return record
+
+
+def older_files(records: Iterable[RunRecord]) -> list[str]:
+    """A sentence if records were written before files had checksums."""
+    count = sum(record.schema < FIRST_CHECKED for record in records)
+    return [f"Records written by an older version, without checksums: {count}."] if count else []
 
 
 def content_id(plain: Any) -> str:

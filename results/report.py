@@ -21,11 +21,11 @@ from results.declarations import undeclared_note
 from results.files import made_folder
 from results.gather import curves, gather, printable_manifest
 from results.latex import unknown_to_pdflatex
-from results.notes import bold_means, caption, legend, notes, older_files, reasons
+from results.notes import bold_means, caption, legend, notes, reasons
 from results.page import page as html_page
 from results.parts import Parts
 from results.printing import csv, file_stem, write
-from results.record import Manifest, RunRecord
+from results.record import Manifest, RunRecord, older_files
 from results.section import Gathered, Section
 from results.significance import over_examples
 from results.stale import study_lines

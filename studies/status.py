@@ -19,7 +19,7 @@ from rich.text import Text
 from results.declarations import undeclared_note
 from results.entries import CellEntry
 from results.files import CorruptFile
-from results.record import manifest_of, read_attempts, read_manifest, read_record, unfinished
+from results.record import manifest_of, older_files, read_attempts, read_manifest, read_record, unfinished
 from results.signals import interrupt_on_signals
 from results.stale import read_records, study_lines
 from results.text import styled, styled_lines
@@ -205,8 +205,8 @@ def _whole(runs: Path, name: str) -> tuple[Group, bool]:
     states, note = look(runs, name)
     going |= any(state.column in ("running", "pending", "to go") for state in states)
     records = read_records(runs, (state.run_id for state in states if state.status == "done"))
-    stale = study_lines(manifest_of(runs, name), records)
-    of_study = Group(shown(states, note), *(styled(line, "yellow") for line in stale))
+    lines = [*study_lines(manifest_of(runs, name), records), *older_files(records.values())]
+    of_study = Group(shown(states, note), *(styled(line, "yellow") for line in lines))
     return of_study if search is None else Group(search, Text(), of_study), going
 
 

@@ -16,6 +16,7 @@ from results.record import (
     Manifest,
     RunRecord,
     content_id,
+    older_files,
     read_attempts,
     read_cost,
     read_manifest,
@@ -146,6 +147,7 @@ def test_a_record_of_an_older_version_is_read(tmp_path: Path) -> None:
     path.write_text(json.dumps(plain))
     found = read_record(tmp_path, RECORD.run_id)
     assert found is not None and (found.schema, found.files) == (1, {}) and math.isnan(found.metrics["train"]["loss"])
+    assert older_files([found, RECORD]) == ["Records written by an older version, without checksums: 1."]
     write_record(tmp_path, found)
     found = read_record(tmp_path, RECORD.run_id)
     assert found is not None and found.schema == 2

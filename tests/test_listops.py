@@ -182,7 +182,7 @@ def test_a_second_load_generates_nothing(tmp_path: Path, monkeypatch: pytest.Mon
     assert torch.equal(first.train.x, second.train.x)
 
 
-@pytest.mark.parametrize("damage", ["emptied", "truncated", "altered", "foreign", "incomplete"])
+@pytest.mark.parametrize("damage", ["emptied", "truncated", "altered", "foreign", "incomplete", "rewritten"])
 def test_a_damaged_cache_is_made_anew(tmp_path: Path, damage: str) -> None:
     first = SMALL.load(tmp_path).provenance
     (path,) = (tmp_path / "listops").iterdir()
@@ -198,6 +198,11 @@ def test_a_damaged_cache_is_made_anew(tmp_path: Path, damage: str) -> None:
     path.write_bytes(content)
     if damage == "incomplete":
         np.savez(path, tokens=np.zeros(3, np.uint8))
+    if damage == "rewritten":
+        with np.load(path) as stored:
+            parts = dict(stored)
+        parts["answers"] = (parts["answers"] + 1) % 10
+        np.savez(path, **parts)
     with pytest.warns(UserWarning, match="cannot be read .* generated anew"):
         assert SMALL.load(tmp_path).provenance == first
     assert SMALL.load(tmp_path).provenance == first  # no warning: it was mended

@@ -180,7 +180,7 @@ def test_what_squeue_says_is_understood(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_logs_are_those_of_the_jobs_a_run_was_given_to(tmp_path: Path) -> None:
-    ids = [content_id({"seed": seed}) for seed in range(2)]
+    ids = [content_id({"seed": seed}) for seed in (0, 7)]  # both begin with "b"
     first = submitted(tmp_path, [ids[:1], ids[1:]])
     second = submitted(tmp_path, [ids[:1]], "ffff0123", "13")
     (second / "13_0_log.out").write_text("begins\nends\n")
@@ -189,7 +189,7 @@ def test_logs_are_those_of_the_jobs_a_run_was_given_to(tmp_path: Path) -> None:
     paths, lines = logs(tmp_path, ids[0][:6], 1)
     assert paths == [first / "12_0_0_log.out", second / "13_0_log.out"]
     assert lines == ["ends", "Traceback:", "  here"]
-    for prefix, message in (("", "2 runs that begin with ''"), ("x", "no run 'x'")):
+    for prefix, message in (("b", "2 runs that begin with 'b'"), ("9", "no run '9'")):
         with pytest.raises(ValueError, match=message):
             logs(tmp_path, prefix, 1)
 
