@@ -49,9 +49,11 @@ def _remove_of_run(runs: Path, run_id: str) -> None:
             (folder / name).unlink(missing_ok=True)
     with suppress(CorruptFile):
         record = read_record(runs, run_id)
-        if record is not None and record.status in ("done", "diverged"):
-            for name in UNTIL_ENDED:
-                (folder / name).unlink(missing_ok=True)
+        if record is None or record.status in ("lost", "cancelled"):  # it goes on from what is there
+            return
+        for name in UNTIL_ENDED:
+            (folder / name).unlink(missing_ok=True)
+        if record.status in ("done", "diverged"):
             remove(folder / "checkpoint.pt")
 
 
