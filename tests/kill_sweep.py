@@ -22,6 +22,7 @@ import signal
 import struct
 import sys
 import tempfile
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -32,6 +33,7 @@ from optuna.storages.journal import JournalFileBackend
 
 from baselines import LinearConfig
 from ldn import LDNConfig
+from results.locks import is_held
 from studies import train
 from studies.drive import drive, tune
 from studies.executors import Executor, Inline, Local
@@ -150,7 +152,10 @@ class Scenario:
             except BaseException:
                 traceback.print_exc()
             os._exit(code)
-        return os.waitstatus_to_exitcode(os.waitpid(driver, 0)[1])
+        code = os.waitstatus_to_exitcode(os.waitpid(driver, 0)[1])
+        while is_held(folder / "runs/studies/s/driver.lock"):  # by slots, which were forked with its file open
+            time.sleep(0.02)
+        return code
 
     def outcome(self, folder: Path) -> dict[str, Any]:
         """All that must not depend on a kill. With several slots, trials depend on the order in which runs end."""
