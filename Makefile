@@ -1,7 +1,7 @@
 # Two commands do everything on a fresh machine, set-up included:
 #   make ablation   the main study on its embedded data: trains, prints the table, draws the figures
 #   make test       lint, types and tests
-# and  make test-compile  compiles the kernels for an H100 (no GPU is needed) and counts spilled registers
+# and  make test-slow   the tests that take longest: kernels compiled for an H100 (no GPU is needed) and on longer inputs
 #      make test-slurm  tests against a real SLURM, started on this machine and stopped again; needs root and packages
 #      make kill-sweep  kills drivers of small studies at every file operation and compares how they end; an hour
 #      make bench   the benchmarks behind the README's figures of speed
@@ -11,7 +11,7 @@ PYTHON ?= python3
 OUT ?= reports
 BIN := .venv/bin
 
-.PHONY: ablation test test-compile test-slurm kill-sweep bench gpu-check clean
+.PHONY: ablation test test-slow test-slurm kill-sweep bench gpu-check clean
 
 ablation: .venv/.suite
 	$(BIN)/python -m studies run axes
@@ -22,8 +22,8 @@ test: .venv/.test
 	$(BIN)/mypy
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
-test-compile: .venv/.test
-	$(BIN)/python -m pytest -n 2 -m ptxas tests
+test-slow: .venv/.test
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m slow
 
 test-slurm: .venv/.test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --durations=12 tests/slurm

@@ -221,7 +221,12 @@ def test_opcheck(stencil: str, conductance: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    ("stencil", "backend"), [("radius 2", "aot_eager"), ("4 neighbours", "aot_eager"), ("radius 1", "inductor")]
+    ("stencil", "backend"),
+    [
+        ("radius 2", "aot_eager"),
+        ("4 neighbours", "aot_eager"),
+        pytest.param("radius 1", "inductor", marks=pytest.mark.slow),
+    ],
 )
 def test_compiles_without_a_graph_break(stencil: str, backend: str) -> None:
     torch._dynamo.reset()

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import typer
+from torch._inductor import cpp_builder
 from typer.testing import CliRunner
 
 from results.environment import expanded
@@ -95,6 +96,7 @@ def test_a_lock_file_of_another_user_is_named(tmp_path: Path, monkeypatch: pytes
 
 def test_without_a_compiler_nothing_is_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
+    cpp_builder.cpp_compiler_search.cache_clear()  # of a compiler that an earlier test has found
     with pytest.raises(ValueError, match=r"^torch.compile finds no C\+\+ compiler here: install g\+\+, .* --compile$"):
         places(tmp_path, tmp_path, "cpu", None, 1, compile=True)
 

@@ -43,6 +43,7 @@ def planned(monkeypatch: pytest.MonkeyPatch) -> list[Part]:
     return plan
 
 
+@pytest.mark.slow
 def test_the_command_runs_for_real(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "benchmarks.gpu_check", "--out", str(tmp_path / "new/out"), "--quick"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})

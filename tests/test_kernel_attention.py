@@ -392,7 +392,7 @@ def job(kernel, dtype, width):
     return Job(f"ldn.kernels.attention:{kernel}", signature, strides | flags | tile, **options)
 
 
-@pytest.mark.ptxas
+@pytest.mark.slow
 def test_compiled_for_an_h100_no_kernel_spills():
     cases = list(itertools.product(KERNELS, [torch.bfloat16, torch.float32], [32, 64, 128]))
     for case, kernel in zip(cases, compiled([job(*case) for case in cases]), strict=True):

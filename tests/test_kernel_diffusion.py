@@ -33,6 +33,11 @@ def on_gpu(test):
     return pytest.mark.gpu(pytest.mark.skipif(not CUDA, reason="needs a GPU")(test))
 
 
+def slow(value):
+    """A parameter that only `make test-slow` tests."""
+    return pytest.param(value, marks=pytest.mark.slow)
+
+
 class Case(NamedTuple):
     """What is diffused; `rate` is its shape, with 0 where it is to be the size of x there."""
 
@@ -90,6 +95,7 @@ CASES = {
     "multiscale on a grid": Case((5, 6), CROSS, (1, 2, 4), batch=1),
     "4 neighbours, walls and rates of tokens": Case((3, 4), CROSS, (1, 1), rate=(0, 0, 0, 1), conducting=True, batch=1),
 }
+COSTLY = ["8 steps", "multiscale on a grid", "diagonals"]  # in the interpreter
 
 
 def cotangent(y: Tensor) -> Tensor:
@@ -127,7 +133,7 @@ def assert_as_good_as_plain(case: Case, device: str, dtype: torch.dtype) -> None
         assert error <= max(2 * allowed, floor), f"{name}: {error:.1e}, plain {allowed:.1e}"
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [slow(name) if name in COSTLY else name for name in CASES])
 def test_values_and_gradients(name: str, device: str) -> None:
     assert_as_good_as_plain(CASES[name], device, torch.float32)
 
@@ -138,7 +144,7 @@ def test_half_precision(name: str, dtype: torch.dtype, device: str) -> None:
     assert_as_good_as_plain(CASES[name], device, dtype)
 
 
-@pytest.mark.parametrize("tokens", [500, 1000])  # 4097 takes the interpreter minutes
+@pytest.mark.parametrize("tokens", [500, slow(1000)])  # 4097 takes the interpreter minutes
 def test_lengths_of_many_tiles(tokens: int, device: str) -> None:
     assert_as_good_as_plain(Case((tokens,), dilations=(1,), batch=1), device, torch.float32)
 
@@ -168,7 +174,7 @@ def walls(monkeypatch):
     assert all(side.isnan().all() for sides in allocated for side in sides)
 
 
-@pytest.mark.parametrize("name", ["two steps at 1 and 2", "walls and rates of tokens", "diagonals"])
+@pytest.mark.parametrize("name", ["two steps at 1 and 2", "walls and rates of tokens", slow("diagonals")])
 def test_every_result_is_written_and_nothing_else(name: str, device: str, walls: list) -> None:
     case = CASES[name]
     for result in values_and_gradients(fused, case, case.tensors(device, torch.float32)):
@@ -235,7 +241,7 @@ def test_walls_without_a_gradient_change_no_other(device: str) -> None:
     assert all(torch.equal(one, other) for one, other in zip(alone, beside, strict=False))
 
 
-@pytest.mark.parametrize("name", ["two tokens", "walls and rates of tokens"])
+@pytest.mark.parametrize("name", ["two tokens", slow("walls and rates of tokens")])
 def test_opcheck(name: str, device: str) -> None:
     case = CASES[name]
     x, weights, rate, *rest = case.tensors(device, torch.float32)
@@ -426,7 +432,7 @@ COMPILED = {
 }
 
 
-@pytest.mark.ptxas
+@pytest.mark.slow
 def test_compiled_for_hopper_nothing_is_spilled() -> None:
     """And none takes more than 200 registers, of which 10 warps are at once on a multiprocessor."""
     names, jobs = [], []

@@ -887,10 +887,11 @@ def test_width_unit_is_what_the_width_is_a_multiple_of(model: type[ModelConfig])
         ({"kernel": "adaptive", "time_step": "token"}, "aot_eager", True),
         ({"kernel": "stationary", "radius": 2, "attention": "softmax", "norm": "post"}, "aot_eager", True),
         # the C++ of inductor takes a quarter of a minute to build for a whole layer: here diffusion alone
-        (
+        pytest.param(
             {"kernel": "multiscale", "symmetric": False, "local": False, "attention": "none", "ffn_ratio": 0},
             "inductor",
             True,
+            marks=pytest.mark.slow,
         ),
     ],
     ids=lambda value: value["kernel"] if isinstance(value, dict) else str(value),

@@ -370,6 +370,7 @@ def test_a_compiled_run_is_the_same_run_up_to_rounding(tmp_path: Path, monkeypat
         assert other == pytest.approx(plain, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_the_tenth_run_of_a_process_is_compiled_as_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     graphs, torch_compile = [0], torch.compile
 
