@@ -19,7 +19,9 @@
     <study file>.tuned.json             TuningRecord without the trials, beside the study's file
     runs/costs/<cost_id>.json           CostRecord, of one pass of one model or kernel over one input on a device
 
-How files are written is in `results/files.py`.
+Every JSON file holds a checksum of itself, a record also those of its run's curve, predictions and weights, and a
+checkpoint ends with one. Files of older versions without checksums are read too. `results/files.py` writes and verifies
+files; `results/entries.py` says what the parts of a record hold.
 """
 
 from __future__ import annotations
