@@ -49,6 +49,7 @@ def detail_table(frame: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for row in frame.to_dict("records"):
         done = row["status"] == "done"
+        bound = "≥ " * bool(row["uncounted"])
         ms = [rounded(row[name] * 1e3, 4) for name in ("median", "low", "high")] if done else []
         rows.append(
             {
@@ -62,9 +63,10 @@ def detail_table(frame: pd.DataFrame) -> pd.DataFrame:
                 "Passes": str(row["iterations"]) if done else "",
                 "Peak MB": f"{row['peak_bytes'] / 1e6:,.1f}" if row["peak_bytes"] else "",
                 "Params (M)": rounded(row["params"] / 1e6, 3) if row["params"] else "",
-                "GMAC": "" if math.isnan(row["gmac"]) else "≥ " * bool(row["uncounted"]) + rounded(row["gmac"], 3),
+                "GMAC": "" if math.isnan(row["gmac"]) else bound + rounded(row["gmac"], 3),
                 "GB/s (share)": _share(row["gb_s"], row["gb_share"]),
-                "TFLOP/s (share)": _share(row["tflop_s"], row["tflop_share"]),
+                "TFLOP/s (share)": bound * (not math.isnan(row["tflop_s"]))
+                + _share(row["tflop_s"], row["tflop_share"]),
             }
         )
     return _without_one_mode(pd.DataFrame(rows))

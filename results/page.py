@@ -191,6 +191,9 @@ def runs_of(gathered: Gathered) -> dict[str, Any]:
     return {
         "head": head,
         "rows": list(rows),
+        "lower": [
+            names not in ("", "[]") for names in frame.get("cost.uncounted", pd.Series("", frame.index)).fillna("")
+        ],
         "texts": list(texts),
         "arms": arms,
         "decimals": 2 if scale(metric) == 100 else 4,

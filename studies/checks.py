@@ -8,14 +8,17 @@ import torch
 
 from ldn.classifier import InputSpec, ModelConfig, TargetSpec
 from studies import zoo
+from studies.meter import Cost, exact_gmac, measure
 from studies.spec import RunSpec, refuse_unstorable
 from studies.study import Arm, Study
 
 
 def check_study(study: Study) -> None:
-    """Raise ValueError, naming the arm, for a run that could not be stored, read back or built."""
+    """Raise ValueError, naming the arm, for a run that could not be stored, read back, built or measured as asked."""
+    objectives = study.tuning.objectives if study.tuning else ()
     for arm in study.unmatched():
         _check(arm, built=True)
+        _refuse_lower_bound(arm, "cost.gmac" in objectives)
     for arm in study.expanded():
         _check(arm, built=False)  # only the width differs, and it was found by building
 
@@ -66,6 +69,26 @@ def refuse_unbuildable(spec: RunSpec) -> None:
         raise ValueError("augment='crop_flip' needs inputs that lie on a grid, and those of this task are a sequence")
     if fault := _build_fault(spec.model, spec.task.input, spec.task.target):
         raise ValueError(fault)
+
+
+def _refuse_lower_bound(arm: Arm, objective: bool) -> None:
+    """Raise ValueError where the budget or the tuning needs multiply-adds and the model's are only a lower bound."""
+    spec = arm.spec
+    needed = {
+        "a budget in gmacs": ("one in steps, epochs or seconds", spec.budget.gmacs is not None),
+        "the objective cost.gmac": ("cost.params or train.seconds", objective),
+    }
+    for purpose, (instead, is_needed) in needed.items():
+        if is_needed:
+            try:
+                exact_gmac(_measured(spec.model, spec.task.input, spec.task.target), purpose, instead)
+            except ValueError as error:
+                raise ValueError(f"arm {arm.label!r}: {error}") from error
+
+
+@cache
+def _measured(model: ModelConfig, input: InputSpec, target: TargetSpec) -> Cost:
+    return measure(model.build(input, target), input)
 
 
 @cache

@@ -11,6 +11,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Table
 from rich.text import Text
 
+from results.files import CorruptFile
 from results.record import RunRecord, TuningRecord, read_record
 from results.stale import finished_runs, stale_lines
 from results.text import printable, styled
@@ -93,7 +94,12 @@ def show_arms(console: Console, study: Study, name: str, runs: Path) -> None:
     """Every arm, the fields in which it differs from its reference, and how many of its runs are done."""
     console.print(styled(study.question, "bold"))
     cells, arms = study.cells(), {arm.label: arm for arm in study.expanded()}
-    records = {run_id: read_record(runs, run_id) for run_id in {cell.spec.run_id for cell in cells}}
+    records, corrupt = {}, []
+    for run_id in dict.fromkeys(cell.spec.run_id for cell in cells):
+        try:
+            records[run_id] = read_record(runs, run_id)
+        except CorruptFile as error:
+            corrupt.append(f"{error}.")
     finished = {run_id for run_id, record in records.items() if record is not None and record.status == "done"}
     for reference in dict.fromkeys(arm.reference for arm in arms.values()):
         fields = {path: value for path, value in flatten(arms[reference].spec).items() if path != "seed"}
@@ -112,7 +118,7 @@ def show_arms(console: Console, study: Study, name: str, runs: Path) -> None:
     console.print(f"\n{design}; {study.metric}, {study.direction}imised; widths matched by: {study.match}")
     known = {run_id: record for run_id, record in records.items() if record is not None}
     trained = finished_runs([(cell.arm, cell.spec.run_id) for cell in cells], known)
-    for sentence in stale_lines(trained, arm_configs(cells), name):
+    for sentence in [*corrupt, *stale_lines(trained, arm_configs(cells), name)]:
         console.print(styled(sentence), style="yellow", soft_wrap=True)
     for sentence in study_notes(study):
         console.print(sentence, style="yellow", soft_wrap=True)

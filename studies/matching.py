@@ -34,7 +34,7 @@ class MatchedWidth:
 def matched_width(spec: RunSpec, reference: RunSpec, by: Literal["params", "gmac"]) -> MatchedWidth:
     """The width of `spec`'s model whose cost is nearest to the reference's and at most 10 % above it.
 
-    Raises ValueError if even the smallest width costs more.
+    Raises ValueError if even the smallest width costs more, or if the cost does not depend on the width.
     """
     wanted, unit = _cost(reference, by), spec.model.width_unit()
 
@@ -44,6 +44,10 @@ def matched_width(spec: RunSpec, reference: RunSpec, by: Literal["params", "gmac
     high = 1
     while cost(high) <= wanted:
         high *= 2
+        if cost(high) <= cost(high // 2):
+            raise ValueError(
+                f"no width of {spec.model.name} costs as much as the reference: {by} does not rise with it"
+            )
     low = high // 2  # cost(low) <= wanted < cost(high); low is 0 where even one unit costs more
     while high - low > 1:
         middle = (low + high) // 2

@@ -17,6 +17,7 @@ that a draw depends on can be restored exactly from records and curves.
 from __future__ import annotations
 
 import dataclasses
+import shutil
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -44,6 +45,7 @@ from results.record import (
     study_folder,
     write_tuning,
 )
+from results.stale import stale_runs
 from studies.checkpoint import read_curve
 from studies.journal import Direction, Journal, JournalMismatch, quiet
 from studies.provenance import commit
@@ -54,6 +56,7 @@ from studies.tuning import Tuning, base_of, in_domain, is_range, maximised, meas
 LOSSES = 3  # times that a run whose process died is tried again
 WRITE_SECONDS = 2.0  # at least, between two writings of trials.json, which of thousands of trials is long
 WRITE_SHARE = 0.05  # of the driver's time that they may take
+NAMED = 4  # run ids in a sentence
 RANDOM = 10  # at most so many trials, and at most half of them, before the search is guided
 
 
@@ -84,6 +87,16 @@ class Trial:
                 self.reason = next(r.reason for r in self.records.values() if r.status == status)
                 return
         if set(self.run_ids) <= set(self.records):
+            self._judge()
+
+    def _judge(self) -> None:
+        """Done if its runs have measured all objectives, else failed."""
+        found, objectives = measured(list(self.records.values())), self.arm.tuning.objectives
+        if objectives[0] not in found:
+            self.status, self.reason = "failed", "it measured nothing: its budget has no steps"
+        elif not found.keys() >= set(objectives):
+            self.status, self.reason = "failed", "its multiply-adds are a lower bound: an operation has no count"
+        else:
             self.status = "done"
 
     def plain(self) -> TrialEntry:
@@ -307,6 +320,7 @@ class Search:
         self.notes += [
             f"{arm.label}: what is asked has changed, so its tuning begins anew" for arm in self.arms if arm.anew
         ]
+        self.notes += [*self._keep_foreign(former), *self._stale()]
         for arm in self.arms:
             again = {"lost", *(("failed", "diverged") if retry else ())}
             for trial in [t for t in arm.trials.values() if t.status in again and t.number not in arm.replaced]:
@@ -325,6 +339,37 @@ class Search:
             for trial in arm.restore(_listed(former, arm), self.runs)
             for cell in trial.cells
         ]
+
+    def _keep_foreign(self, former: TuningRecord | None) -> list[str]:
+        """Copy a list that has trials which are not in the journal, as one of another machine; a sentence if so."""
+        known = {run_id for arm in self.arms for trial in arm.trials.values() for run_id in trial.run_ids}
+        listed = [trial for arm in self.arms if not arm.anew for trial in _listed(former, arm)]
+        foreign = sum(not known.issuperset(trial["run_ids"]) for trial in listed)
+        if not foreign:
+            return []
+        kept = self.path.with_name(f"trials.other-{len(list(self.path.parent.glob('trials.other-*.json')))}.json")
+        shutil.copyfile(self.path, kept)
+        return [
+            f"{self.path} has {foreign} trials that the journal beside it does not have, as the list of another "
+            f"machine; it was copied to {kept} and replaced by the journal's trials"
+        ]
+
+    def _stale(self) -> list[str]:
+        """A sentence if trials were trained with other source than today's."""
+        records = {
+            run_id: (arm.label, record)
+            for arm in self.arms
+            for trial in self.trials_of(arm)
+            for run_id, record in trial.records.items()
+            if record.status == "done"
+        }
+        stale = stale_runs(records, {})
+        parts = sorted({part for different in stale.values() for part in different.sources})
+        named = ", ".join([*list(stale)[:NAMED], *(["..."] if len(stale) > NAMED else [])])
+        return [
+            f"runs of former trials trained with other source of {', '.join(parts)} than today's: {len(stale)}; "
+            f"delete their folders in {self.runs} to train them again: {named}"
+        ] * bool(stale)
 
     @property
     def runs_wanted(self) -> int:
@@ -396,8 +441,6 @@ class Search:
         if trial.status:
             return True
         trial.settle()
-        if trial.status == "done" and self.tuning.objectives[0] not in measured(list(trial.records.values())):
-            trial.status, trial.reason = "failed", "it measured nothing: its budget has no steps"
         if trial.status:
             if len(self.tuning.objectives) == 1:
                 self._look_at(trial)

@@ -123,7 +123,10 @@ def refuse_misfit(tuning: Tuning, study: Study, specs: Sequence[RunSpec]) -> Non
 
 
 def measured(records: Sequence[RunRecord]) -> dict[str, float]:
-    """What the runs of one trial have measured, means over its seeds, by the names that objectives have."""
+    """What the runs of one trial have measured, means over its seeds, by the names that objectives have.
+
+    Multiply-adds that are a lower bound are left out.
+    """
     rows = []
     for record in records:
         row = {
@@ -132,6 +135,8 @@ def measured(records: Sequence[RunRecord]) -> dict[str, float]:
             for name, value in record.metrics.get(split, {}).items()
         }
         row |= {f"cost.{name}": record.cost[name] for name in ("params", "gmac") if name in record.cost}
+        if record.cost.get("uncounted"):
+            del row["cost.gmac"]
         row |= {"train.steps": record.steps, "train.seconds": sum(a.get("seconds", 0.0) for a in record.attempts)}
         rows.append(row)
     return (

@@ -12,8 +12,10 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor, nn
 
 from baselines import LinearConfig, TransformerConfig, ViTConfig
 from ldn import LDNConfig
@@ -34,11 +36,43 @@ from studies.tuning import Tuning
 from studies.zoo import MODELS, TASKS
 
 SPEC = RunSpec(model=LDNConfig(width=8, depth=1, heads=2), task=Digits(), budget=Budget(steps=2), batch=16)
+LINEAR = with_field(SPEC, "model", LinearConfig())
 PIXELS = with_field(SPEC, "task.view", "pixels")
 
 
 def study(**changed: Any) -> Study:
     return Study(**{"question": "Why?", "reference": "ldn", "arms": {"ldn": SPEC}, "seeds": (0,), **changed})
+
+
+class Distances(nn.Module):
+    """Adds an operation without a count."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
+        return self.network(x, lengths) + torch.cdist(x, x).sum()
+
+
+@pytest.mark.parametrize(
+    ("changed", "why"),
+    [
+        ({"arms": {"ldn": with_field(LINEAR, "budget", Budget(gmacs=1.0))}}, "a budget in gmacs needs .* aten::cdist"),
+        (
+            {"tuning": Tuning(space={"optim.lr": [1e-3]}, trials=1, objectives=("valid.loss", "cost.gmac"))},
+            "the objective cost.gmac needs .* aten::cdist",
+        ),
+    ],
+)
+def test_a_lower_bound_of_multiply_adds_is_refused_where_they_decide(
+    changed: dict[str, Any], why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build = LinearConfig.build
+    monkeypatch.setattr(LinearConfig, "build", lambda *config: Distances(build(*config)))
+    asked = study(**{"arms": {"ldn": LINEAR}, **changed})
+    with pytest.raises(ValueError, match=f"^arm 'ldn': {why}"):
+        check_study(asked)
 
 
 # classes that the stored form cannot name

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from baselines import LinearConfig, RNNConfig, TransformerConfig, ViTConfig
 from ldn import LDNConfig, PaperSequenceConfig
@@ -239,6 +240,14 @@ def test_a_model_whose_smallest_width_costs_more_cannot_be_matched() -> None:
     deep = with_field(tiny, "model", TransformerConfig(depth=50))
     with pytest.raises(ValueError, match=r"no width of transformer costs as little as the reference \(params: "):
         matched_width(deep, tiny, "params")
+
+
+def test_a_model_whose_cost_does_not_depend_on_its_width_cannot_be_matched(monkeypatch: pytest.MonkeyPatch) -> None:
+    reference = RunSpec(model=LDNConfig(width=16, depth=1, heads=2), task=Digits())
+    spec = with_field(reference, "model", TransformerConfig(depth=1, heads=1))
+    monkeypatch.setattr(TransformerConfig, "build", lambda *_: nn.Linear(2, 2))
+    with pytest.raises(ValueError, match=r"no width of transformer costs as much .*: params does not rise with it"):
+        matched_width(spec, reference, "params")
 
 
 @pytest.mark.parametrize("by", ["params", "gmac"])

@@ -16,6 +16,7 @@ import pytest
 from results import tables
 from results.apart import apart, sources
 from results.effects import section
+from results.figures.comparison import accuracy_against_cost
 from results.figures.factors import factor_grid
 from results.gather import gather, level_text
 from results.notes import bold_means, caption, legend, notes, reasons
@@ -340,4 +341,7 @@ def test_a_cost_that_is_a_lower_bound_is_shown_as_one_and_explained() -> None:
     assert "| ≥ 0.30 |" in printed and "|   0.20 |" in printed
     assert r"$\geq$ 0.30" in tables.latex(summary, "test.accuracy", "", "tab:x", [])
     assert any("ListOps: GRU (aten::cdist, aten::bilinear)" in line for line in legend(summary))
+    drawn = accuracy_against_cost(summary, "test.accuracy")
+    assert drawn.axes[0].get_xlabel().endswith("; ≥: a lower bound")
+    assert [line.get_label() for line in drawn.axes[0].lines if "≥" in str(line.get_label())] == ["ListOps: GRU (≥)"]
     assert not any("lower bound" in line for line in legend(summarise(frame, "test.accuracy", "max")))

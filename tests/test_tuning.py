@@ -40,6 +40,7 @@ from results.record import (
     read_tuning,
     run_folder,
     study_folder,
+    write_record,
     write_tuning,
 )
 from results.section import Gathered, Section
@@ -400,6 +401,39 @@ def test_a_lost_or_damaged_journal_is_rebuilt_from_the_list_and_the_records(
         ]
     aside = path.with_suffix(".damaged-0")
     assert aside.exists() == ("digit" in damage or damage == "noise") == any(str(aside) in note for note in tally.notes)
+
+
+def test_a_list_of_another_machine_is_kept_and_named(copied: Path) -> None:
+    path = study_folder(copied / "runs", "s") / "trials.json"
+    other = listed(copied)
+    other.history[1]["run_ids"], other.history[1]["values"]["optim.lr"] = ["0" * 16], 0.0123
+    write_tuning(path, other)
+    tally, found = tune(STUDY, "s", str(copied / "s.py"), copied / "runs", Noting(copied), Silent())
+    (note,) = tally.notes
+    assert "has 1 trials that the journal beside it does not have" in note and found.history[1] != other.history[1]
+    kept = read_tuning(path.with_name("trials.other-0.json"))
+    assert kept is not None and kept.history == other.history
+
+
+def test_trials_that_were_trained_with_other_source_are_named(copied: Path) -> None:
+    run_id = listed(copied).history[0]["run_ids"][0]
+    record = record_of(copied, run_id)
+    write_record(copied / "runs", dataclasses.replace(record, sources=record.sources | {"model": "ldn.model@0"}))
+    tally, _ = tune(STUDY, "s", str(copied / "s.py"), copied / "runs", Noting(copied), Silent())
+    (note,) = tally.notes
+    assert note.startswith("runs of former trials trained with other source of model than today's: 1; ")
+    assert note.endswith(run_id)
+
+
+def test_a_trial_whose_multiply_adds_are_a_lower_bound_fails_where_they_are_an_objective(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = study(trials=1, arms={"ldn": LDN}, objectives=("valid.loss", "cost.gmac"))
+    counted = train.measure
+    monkeypatch.setattr(train, "measure", lambda *what: dataclasses.replace(counted(*what), uncounted=["aten::cdist"]))
+    for _ in range(2):  # when the trial ends, and when it is read again
+        found, _ = call(tmp_path, asked)
+        assert found.arms["ldn"]["counts"] == {"failed": 1} and "a lower bound" in found.history[0]["reason"]
 
 
 def test_a_trial_whose_record_is_deleted_is_run_again_under_a_new_number(whole: Path, copied: Path) -> None:

@@ -86,7 +86,10 @@ def accuracy_against_cost(summary: pd.DataFrame, metric: str) -> Figure:
             "x": summary["gmac"] * UNITS[unit],
             "y": summary["mean"] * scale(metric),
             "spread": summary["sd"] * scale(metric),
-            "label": labels(summary),
+            "label": [
+                f"{label} (≥)" if names else label
+                for label, names in zip(labels(summary), summary["uncounted"], strict=True)
+            ],
             "is_reference": summary["is_reference"],
             "colour": colours(summary),
         }
@@ -102,7 +105,8 @@ def accuracy_against_cost(summary: pd.DataFrame, metric: str) -> Figure:
                 _draw_point(axes, point, MARKERS[index % len(MARKERS)])
             log_where_wide(axes, shown["x"], 5, 30, (1, 2, 3, 5))
             axes.grid()
-            axes.set(xlabel=f"{unit} per example", ylabel=title(metric))
+            bound = "; ≥: a lower bound" if points["label"].str.endswith("(≥)").any() else ""
+            axes.set(xlabel=f"{unit} per example{bound}", ylabel=title(metric))
         if not near.all():
             panels[1].set_ylabel(f"{title(metric)}, closer")
         if few:

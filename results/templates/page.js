@@ -57,7 +57,10 @@ function printed(i, column) {
   if (v === null || v === "") return column === REASON ? "" : "–";
   if (column === PARAMS) return Number(v).toLocaleString("en");
   if (column === METRIC || column === VALIDATION) return Number(v).toFixed(data.decimals).replace("-", "−");
-  if (column === GMAC) return Number(v).toLocaleString("en", { minimumFractionDigits: 2, maximumFractionDigits: 2 });
+  if (column === GMAC) {
+    const text = Number(v).toLocaleString("en", { minimumFractionDigits: 2, maximumFractionDigits: 2 });
+    return data.lower[i] ? `≥ ${text}` : text;
+  }
   if (column === SECONDS) return Number(v).toLocaleString("en", { minimumFractionDigits: 1, maximumFractionDigits: 1 });
   return v;
 }
