@@ -11,10 +11,9 @@ from typing import NoReturn
 
 import typer
 
-from results.text import degrade_output, print_error, unwritable
+from results.text import degrade_output, lacks_memory, print_error, unwritable
 
 FAILED, INTERRUPTED = 2, 130  # exit codes
-NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")  # torch raises RuntimeError
 REMEDIES = {
     errno.ENOSPC: "make room on its disk",
     errno.EDQUOT: "make room in your quota",
@@ -60,7 +59,7 @@ def run_app(app: typer.Typer, name: str) -> NoReturn:
 def error_sentence(error: BaseException) -> str:
     """What went wrong and what to do, on one line; empty for an error that nobody expects."""
     text = " ".join(str(error).split())
-    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(s in text for s in NO_MEMORY)):
+    if lacks_memory(error):
         return f"out of memory{f' ({text[:200]})' if text else ''}: ask for smaller or fewer inputs at a time"
     if isinstance(error, RecursionError):
         return f"nested too deeply ({text}): simplify the study file or delete the damaged JSON file"

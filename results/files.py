@@ -140,8 +140,10 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], Any], flush: bool =
                 os.fsync(file.fileno())
         os.chmod(beside, 0o666 & ~UMASK)  # mkstemp makes files private; a shared folder is meant to be shared
         os.replace(beside, path)
-    except BaseException:
+    except BaseException as error:
         Path(beside).unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.strerror and not error.filename:  # a write does not name its file
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise
 
 

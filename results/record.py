@@ -393,7 +393,8 @@ def manifest_of(runs: Path, study: str) -> Manifest:
     """
     if study.endswith(".py") and Path(study).is_file():
         validate_owner(runs, Path(study))
-    manifest = read_manifest(runs, Path(study).stem if study.endswith(".py") else study)
+    name = Path(study).stem if study.endswith(".py") else study
+    manifest = None if "/" in name else read_manifest(runs, name)  # a name with "/" would leave `runs`
     if manifest is None:
         known = sorted(path.parent.name for path in runs.glob("studies/*/manifest.json"))
         own = f"`python -m studies run {study}` runs it"

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.text import Text
 
 UNPRINTABLE = {"Cc", "Cf", "Cn", "Co", "Cs", "Zl", "Zp"}  # Unicode categories
+NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "could not create a memory", "bad_alloc")
 JOINERS = "\u200c\u200d"  # of category Cf, but part of words and of emoji
 # what a terminal prints that cannot encode a character; "?" for any other
 ASCII = {
@@ -38,12 +39,21 @@ def shortened(text: str, width: int) -> str:
     return text if len(text) <= width else text[: width - 1].rstrip() + "…"
 
 
+def lacks_memory(error: BaseException) -> bool:
+    """Whether the error says that memory ran out: torch raises a RuntimeError on the CPU, Python a MemoryError."""
+    text = str(error) if isinstance(error, RuntimeError) else ""
+    return isinstance(error, MemoryError) or any(words in text for words in NO_MEMORY)
+
+
 def error_text(error: BaseException, width: int = 300) -> str:
     """The type and message of an exception on one line; without a message, the line that raised it.
 
-    All lines of the message, for the first may say nothing, as "Error(s) in loading state_dict:".
+    All lines of the message, for the first may say nothing, as "Error(s) in loading state_dict:". Where memory ran
+    out, that comes first, because tables cut the text.
     """
     name, message = type(error).__name__, one_line(str(error))
+    if lacks_memory(error):
+        return shortened(f"out of memory ({message or name})", width)
     if not message and error.__traceback__ is not None:
         last = traceback.extract_tb(error.__traceback__)[-1]
         message = f"{last.line or 'unknown'} ({Path(last.filename).name}, line {last.lineno})"

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from results.identity import SHIPPED
+from results.text import lacks_memory
 
 if TYPE_CHECKING:  # a study imports torch; listing the studies must not
     from studies.study import Study
@@ -108,6 +109,8 @@ def _reason(error: BaseException) -> str:
     """What an exception of a study file says; of one that says nothing, its type."""
     if isinstance(error, SystemExit):
         return "the file ends the program; a study file only defines STUDY"
+    if lacks_memory(error):
+        return "out of memory: make what the file builds smaller"
     with suppress(Exception):
         if text := str(error):
             return text

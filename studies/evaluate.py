@@ -23,6 +23,7 @@ from torch.nn.functional import interpolate
 from ldn.classifier import Classifier, InputSpec
 from ldn.terms import Diffusion
 from results.record import EvalRecord, RunRecord, read_eval, write_eval
+from results.text import lacks_memory
 from studies.provenance import provenance
 from studies.spec import RunSpec, canonical, from_plain, with_fields
 from studies.stored import restored, weights
@@ -32,7 +33,6 @@ from studies.zoo import TASKS, named
 
 SplitName = Literal["valid", "test"]
 Grid = tuple[int, int]
-NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 
 
 @dataclass(frozen=True)
@@ -241,7 +241,7 @@ def _reason(error: Exception, result: EvalRecord) -> str:
     text = str(error).partition("\n")[0]
     if isinstance(error, ValueError):
         return text
-    if any(words in text for words in NO_MEMORY):
+    if lacks_memory(error):
         return f"out of memory at {result.length} positions"
     if "shape" in text or "size" in text:
         return f"the model has a fixed length of {result.trained_length} positions"

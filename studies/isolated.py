@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from results.signals import blocked
-from results.text import error_text
+from results.text import error_text, lacks_memory
 from studies.timing import Traffic, Unmeasured, Work, block, peak_memory, replayed_block, warm_up
 
 # What the server imports once for all children: the models come along with the bench; the compiler, which the first
@@ -29,7 +29,6 @@ from studies.timing import Traffic, Unmeasured, Work, block, peak_memory, replay
 PRELOAD = ["studies.bench", "studies.operators", "torch._dynamo"]
 SHARE = 0.9  # of the free memory that a measurement may take
 GROUPS = (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"))
-SIGNS = ("can't allocate memory", "not enough memory", "out of memory", "could not create a memory", "bad_alloc")
 
 
 @dataclass
@@ -209,7 +208,7 @@ def _kilobytes(file: str, name: str) -> int:
 
 
 def _fault(error: Exception, device: torch.device) -> Unmeasured:
-    if isinstance(error, torch.OutOfMemoryError | MemoryError) or any(sign in str(error) for sign in SIGNS):
+    if lacks_memory(error):
         limit = resource.getrlimit(resource.RLIMIT_DATA)[0] if device.type == "cpu" else -1
         room = f"{limit / 1e9:.1f} GB, nine tenths of what was free," if limit > 0 else "the device's memory"
         return Unmeasured("out of memory", f"{room} is not enough")

@@ -9,11 +9,14 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 import typer
 
-from results.cli import run_app
+from results.cli import error_sentence, run_app
+from results.files import write_atomically
+from results.text import error_text
 
 ROOT = Path(__file__).resolve().parent.parent
 STUDY = """
@@ -52,7 +55,7 @@ FILES: dict[str, tuple[bytes | str, str]] = {
     "exits": ("import sys\nsys.exit(0)", "line 2: the file ends the program; a study file only defines STUDY"),
     "asserts": ("assert 1 == 2", "line 1: AssertionError, without a message"),
     "raises": ("raise ValueError", "line 1: ValueError, without a message"),
-    "memory": ("x = [0] * 10**15", "line 1: MemoryError"),
+    "memory": ("x = [0] * 10**15", "line 1: out of memory: make what the file builds smaller"),
     "recursion": ("def f(): f()\nf()", "line 1: maximum recursion depth exceeded"),
     "base": ("raise BaseException('stop')", "line 1: stop"),
     "faulty": ("class E(Exception):\n  def __str__(self): return 1 / 0\nraise E", "line 3: E, without a message"),
@@ -121,6 +124,26 @@ def test_a_folder_that_cannot_be_used_is_one_sentence(command: str, folder: str,
         refused(name, "--runs", folder, module="results")
     else:
         refused(command, name, "--runs", folder, *more)
+
+
+def test_the_name_of_a_study_is_no_path(refused: Refuse) -> None:
+    for name in ("/etc", "/etc/passwd", "some/"):
+        assert f"runs has no study {name!r}" in refused(name, module="results")
+
+
+def test_a_full_disk_names_the_file(tmp_path: Path) -> None:
+    def fill(file: BinaryIO) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OSError, match="No space") as raised:
+        write_atomically(tmp_path / "some.json", fill)
+    assert error_sentence(raised.value) == f"{tmp_path}/some.json: No space left on device; make room on its disk"
+
+
+def test_out_of_memory_comes_first_in_the_reason_of_a_run() -> None:
+    error = RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory")
+    assert error_text(error).startswith("out of memory ([enforce fail")
+    assert error_text(MemoryError()) == "out of memory (MemoryError)"
 
 
 # errors of commands
