@@ -17,7 +17,7 @@ from results.record import EvalRecord, read_evals
 from results.section import Gathered, Section
 from results.summary import scale, title
 from results.tables import DASH
-from results.text import styled
+from results.text import printable, styled
 
 TRAINED, CANNOT = "as trained", "cannot"
 
@@ -80,13 +80,13 @@ def row(record: EvalRecord, metric: str) -> dict[str, Any]:
     # what the run was trained on comes first, then numbers as they rise, then lengths
     order = -1.0 if eval_label(record) == TRAINED else float(numbers[0] if numbers else record.length)
     return {
-        "fields": ", ".join(record.changes) or record.split,
+        "fields": printable(", ".join(record.changes)) or record.split,
         "setting": eval_label(record),
         "order": order,
         "length": record.length,
         "trained_length": record.trained_length,
         "status": record.status,
-        "reason": record.reason,
+        "reason": printable(record.reason),
         "value": record.metrics.get(metric, math.nan),
     }
 
@@ -100,7 +100,7 @@ def eval_label(record: EvalRecord) -> str:
         else:
             words.append(str(value) if name == "task" else f"{name} {value}")
     split = f" ({record.split})" if record.split != "test" else ""
-    return (", ".join(words) or TRAINED) + split
+    return printable(", ".join(words) or TRAINED) + split
 
 
 def table(rows: pd.DataFrame, metric: str) -> pd.DataFrame:

@@ -13,7 +13,8 @@ from typer.testing import CliRunner
 from baselines import LinearConfig, TransformerConfig, ViTConfig
 from ldn import LDNConfig, PaperSequenceConfig, PaperVisionConfig
 from ldn.classifier import InputSpec, ModelConfig, Stem, TargetSpec
-from results.record import Manifest, RunRecord, read_evals, write_manifest, write_record
+from results.evals import row
+from results.record import EvalRecord, Manifest, RunRecord, read_evals, write_manifest, write_record
 from results.report import write_report
 from studies.__main__ import app
 from studies.evaluate import asked_of, evaluations, move_to, resized
@@ -239,3 +240,12 @@ def test_the_commands_print_what_was_found(place: Place, monkeypatch: pytest.Mon
     said = CliRunner().invoke(app, ["probe", "lengths", "--arm", "ldn", "--arm", "linear", "--device", "cpu"])
     assert said.exit_code == 0, said.output
     assert re.search(r"ldn +1 +0\.\d+ to", said.output) and "'linear' has no tokens" in said.output
+
+
+def test_text_of_an_evaluation_can_be_written_to_any_file() -> None:
+    record = EvalRecord(
+        eval_id="0", run_id="0", task={}, split="test", resolution=[], changes={"g\ud800p": "\udfff"}, length=1,
+        trained_length=1, status="failed", reason="no \ud800\n", weights_hash="",
+    )  # fmt: skip
+    told = row(record, "accuracy")
+    assert (told["fields"], told["setting"], told["reason"]) == (r"g\ud800p", r"g\ud800p \udfff", r"no \ud800\n")
