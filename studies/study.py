@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ Match = Literal["none", "params", "gmac"]
 Metric = Literal["test.accuracy", "test.loss", "valid.accuracy", "valid.loss", "train.loss"]
 Direction = Literal["max", "min"]
 LONGEST_LABEL = 200
+MOST_RUNS = 100_000
 UNPRINTABLE = ("Cc", "Cs", "Zl", "Zp")  # control characters, lone surrogates and line breaks, by Unicode category
 
 
@@ -82,6 +84,7 @@ class Study(Config):
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"Study.seeds must be different numbers, at least one, not {list(self.seeds)}")
         self._refuse_factors()
+        self._refuse_size()
         for name in self.panels:
             _refuse_label("panel", name)
         for arms in self._sets().values():
@@ -144,6 +147,14 @@ class Study(Config):
                 raise ValueError(f"Study.factors cannot vary {path!r}: Study.seeds and `tune` set seed and protocol")
             if inner := [other for other in self.factors if other.startswith(f"{path}.")]:
                 raise ValueError(f"Study.factors varies {path!r} and {inner[0]!r} in it; give the one or the other")
+
+    def _refuse_size(self) -> None:
+        """Raise ValueError for more runs than a queue, a report and a reader can take, before any is made."""
+        levels = [len(values) for values in self.factors.values()]
+        varied = sum(levels) if self.design == "one_at_a_time" else math.prod(levels)
+        runs = sum(len(arms) + varied for arms in self._sets().values()) * len(self.seeds)
+        if runs > MOST_RUNS:
+            raise ValueError(f"a Study has at most {MOST_RUNS:,} runs; its arms, factors and seeds give up to {runs:,}")
 
     def _varied(self, reference: RunSpec, name: str) -> list[Arm]:
         """The arms that the factors make of a reference, without that itself."""

@@ -247,6 +247,18 @@ def test_a_factor_that_something_else_would_overwrite_is_refused(changed: dict[s
         study(**changed)
 
 
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"seeds": range(10**6)},
+        {"factors": {"optim.lr": [1e-3 * n for n in range(1, 401)], "batch": list(range(1, 401))}, "design": "crossed"},
+    ],
+)
+def test_a_study_of_more_runs_than_can_be_queued_is_refused(changed: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="at most 100,000 runs; its arms, factors and seeds give up to"):
+        study(**changed)
+
+
 def test_arms_that_are_the_same_runs_and_seeds_that_are_not_used_are_named() -> None:
     assert study_notes(study(factors={"model.steps": [0]}, panels={"P": {"ldn": SPEC}})) == []  # two panels may share
     assert study_notes(

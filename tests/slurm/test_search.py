@@ -85,6 +85,7 @@ def test_forty_trials_survive_five_deaths_of_their_driver(machine: Machine, tmp_
         wanted = 6 * death + 1
         machine.wait_until(lambda least=wanted: over(tmp_path) >= least, f"{wanted} trials are over", timeout=120)  # type: ignore[misc]
         if death == 0:
+            driver.send_signal(signal.SIGSTOP)  # it keeps its lock, and does not end before the second one asks
             second = studies(tmp_path, "tune", str(path), "--on", "slurm")
             assert "is being driven by process" in second.communicate(timeout=60)[0] and second.returncode == 2
         time.sleep(chance.random())
