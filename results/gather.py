@@ -121,7 +121,7 @@ def curves(
 
 
 def _curve(path: Path, record: RunRecord | None) -> pd.DataFrame | None:
-    """The curve in `path`; None if there is none, as of a run without training steps."""
+    """Read the curve in `path`. Return None if there is no such file: a run without training steps writes none."""
     try:
         verify(path, record.files.get(path.name) if record else None, REMEDY)
         curve = pd.read_csv(path)

@@ -19,7 +19,7 @@ class Parts:
     """Makes parts and collects why some could not be made.
 
     `missing` names parts that a corrupt file withholds. `errors` names parts that failed by any other exception, which
-    is an error in the suite, with the line that raised it: whoever asked for the report is told, by an exit code too.
+    is an error in the suite, with the line that raised it; the command then ends with an exit code that is not 0.
     """
 
     missing: list[str] = field(default_factory=list)

@@ -200,7 +200,7 @@ class Journal:
             yield
 
     def study(self, name: str, **options: Any) -> optuna.Study | None:
-        """The Optuna study of that name; None if there is none."""
+        """Return the Optuna study of that name, or None."""
         if name not in [study.study_name for study in self.storage.get_all_studies()]:
             return None
         return optuna.load_study(study_name=name, storage=self.storage, **options)

@@ -155,7 +155,7 @@ ARITHMETIC: dict[str, Callable[[int, int], int]] = {
 
 
 def _product(name: str, result: Any, terms: int) -> Counter[str]:
-    """The multiply-adds of a result each of whose elements is a sum of so many products."""
+    """Count the multiply-adds of a result; each of its elements is a sum of `terms` products."""
     return Counter({name: math.prod(shape(result)) * terms * _real_products(result)})
 
 

@@ -46,7 +46,7 @@ def pool(
     say(f"{len(found)} slot{'s'[: len(found) > 1]} on {', '.join(names)}")
     asked = int(os.environ.get("SLURM_CPUS_PER_TASK", 0))
     if cores() < asked:
-        say(f"the job asked for {asked} CPUs, but its slots share {cores()}: SLURM has bound its step to so many")
+        say(f"the job asked for {asked} CPUs, but its slots share {cores()}: SLURM has bound its step to these")
     return Local(found, "fork", patience=2.0)
 
 

@@ -29,7 +29,7 @@ def submit_parameters(cluster: Cluster, name: str) -> dict[str, Any]:
 
 
 def sbatch_options(parameters: dict[str, Any], folder: Path, jobs: int) -> list[str]:
-    """The options of a submission of so many jobs, as they stand in its script."""
+    """Return the sbatch options of a submission, as its script holds them."""
     script = _make_sbatch_string("", folder, map_count=jobs if jobs > 1 else None, **parameters)
     return [line.removeprefix("#SBATCH ") for line in script.splitlines() if line.startswith("#SBATCH ")]
 

@@ -114,7 +114,7 @@ def _refuse_confusable(spec: RunSpec) -> None:
         if given is not cls:
             raise ValueError(
                 f"RunSpec.{part} is of class {given.__name__}, but would be stored and trained as {cls.__name__}: give "
-                f"a model or task a name of its own and add it to studies/zoo.py; optim and budget allow no subclass"
+                f"a model or task its own name and add it to studies/zoo.py; optim and budget allow no subclass"
             )
 
 
@@ -182,7 +182,7 @@ def refuse_unstorable(spec: RunSpec) -> None:
 
 
 def _difference(one: Any, other: Any, path: str, dropped: set[str]) -> str:
-    """The dotted path of the first field in which two specs differ in value or type; empty if there is none."""
+    """Find the first field whose value or type differs between two specs. Return its dotted path, or ""."""
     if type(one) is not type(other) or not isinstance(one, Config):
         return "" if type(one) is type(other) and one == other else path or type(one).__name__
     for f in dataclasses.fields(one):

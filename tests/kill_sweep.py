@@ -244,7 +244,7 @@ def fault_of(scenario: Scenario, points: Points, folder: Path, kill_at: int, exp
 
 
 def sweep(name: str, scenario: Scenario, points: Points, home: Path, wanted: int) -> int:
-    """Kill at all points of a scenario or, if `wanted` is not 0, at so many; how many were wrong."""
+    """Kill at `wanted` points of a scenario (0: all). Return the number of points with a difference."""
     folder = home / "s"  # always the same: files name it
     if scenario.start(folder, points) != 0:
         raise RuntimeError(f"{name}: the undisturbed driver fails")

@@ -29,7 +29,7 @@ Edit = Callable[[bytes], bytes]
 
 
 def stopped(spec: RunSpec, where: Place, steps: int) -> Path:
-    """Train so many steps from where it is, then stop; the checkpoint."""
+    """Train for some steps from the current state, then stop. Return the checkpoint's path."""
     asked = itertools.count()
     with pytest.raises(Stopped):
         train(spec, where, stop=lambda: next(asked) >= steps)

@@ -246,7 +246,7 @@ def test_many_curves_have_a_panel_each_with_the_reference_behind() -> None:
 
 
 def test_curves_of_unequal_steps_are_interpolated_over_their_shares() -> None:
-    """As with a budget in seconds: every seed evaluates at steps of its own."""
+    """Each seed evaluates at different steps, as with a budget in seconds."""
     frame = gathered(["a", "b"], 2)
     steps = {("a", 0): (10, 20, 40), ("a", 1): (30, 60), ("b", 0): (20, 40), ("b", 1): (20, 40)}
     rows = [

@@ -121,7 +121,7 @@ def _checksum(key: str, stored: Stored) -> np.ndarray:
 
 
 def _read(path: Path, key: str) -> Stored | None:
-    """What a cache holds; None if there is none, or if it is damaged or was changed."""
+    """Read a cache. Return None if it is missing, damaged or changed."""
     try:
         with np.load(path, allow_pickle=False) as file:
             stored, checksum = (file["tokens"], file["lengths"], file["answers"]), file["sha256"]
