@@ -95,7 +95,7 @@ CASES = {
     "multiscale on a grid": Case((5, 6), CROSS, (1, 2, 4), batch=1),
     "4 neighbours, walls and rates of tokens": Case((3, 4), CROSS, (1, 1), rate=(0, 0, 0, 1), conducting=True, batch=1),
 }
-COSTLY = ["8 steps", "multiscale on a grid", "diagonals"]  # in the interpreter
+COSTLY = ["8 steps", "multiscale on a grid", "diagonals", "4 neighbours, walls and rates of tokens"]  # interpreted
 
 
 def cotangent(y: Tensor) -> Tensor:
@@ -144,7 +144,8 @@ def test_half_precision(name: str, dtype: torch.dtype, device: str) -> None:
     assert_as_good_as_plain(CASES[name], device, dtype)
 
 
-@pytest.mark.parametrize("tokens", [500, slow(1000)])  # 4097 takes the interpreter minutes
+@pytest.mark.slow
+@pytest.mark.parametrize("tokens", [500, 1000])  # 4097 takes the interpreter minutes
 def test_lengths_of_many_tiles(tokens: int, device: str) -> None:
     assert_as_good_as_plain(Case((tokens,), dilations=(1,), batch=1), device, torch.float32)
 
@@ -182,6 +183,7 @@ def test_every_result_is_written_and_nothing_else(name: str, device: str, walls:
     assert walls
 
 
+@pytest.mark.slow
 def test_strided_and_expanded_inputs_and_gradients(device: str) -> None:
     case = Case((11,), dilations=(1, 2), width=6)
     x, weights, rate = (tensor.detach() for tensor in case.tensors(device, torch.float32))
