@@ -1,7 +1,7 @@
 # Two commands do everything on a fresh machine, set-up included:
 #   make ablation   the main study on its embedded data: trains, prints the table, draws the figures
 #   make test       lint, types and tests
-# and  make test-slow   the tests that take longest: kernels compiled for an H100 (no GPU is needed) and on longer inputs
+# and  make test-slow   the tests that take longest: kernels compiled for an H100 (no GPU is needed), killed and stopped jobs
 #      make test-slurm  tests against a real SLURM, started on this machine and stopped again; needs root and packages
 #      make kill-sweep  kills drivers of small studies at every file operation and compares how they end; an hour
 #      make bench   the benchmarks behind the README's figures of speed

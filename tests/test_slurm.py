@@ -378,6 +378,7 @@ def start(site: Path, array: Array, index: int, **more: str) -> subprocess.Popen
     )
 
 
+@pytest.mark.slow
 def test_a_study_submitted_and_run_equals_one_driven_here(site: Path, tmp_path: Path) -> None:
     whole = tmp_path / "whole"
     call(whole)
@@ -400,6 +401,7 @@ def test_a_study_submitted_and_run_equals_one_driven_here(site: Path, tmp_path: 
     assert len(submitted(tmp_path)) == 1  # nothing is left to submit
 
 
+@pytest.mark.slow
 def test_a_job_told_to_stop_leaves_checkpoints_and_is_queued_again(site: Path, tmp_path: Path) -> None:
     long = study(arms={"ldn": with_field(LINEAR, "budget.steps", 1500)}, factors={})
     whole = tmp_path / "whole"

@@ -562,6 +562,7 @@ print(kills)
 """
 
 
+@pytest.mark.slow
 def test_a_run_killed_at_random_moments_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", KILLER, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=120

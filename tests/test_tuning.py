@@ -473,6 +473,7 @@ def test_an_arm_that_has_changed_is_tuned_anew_and_the_others_are_not(copied: Pa
 # killed
 
 
+@pytest.mark.slow
 def test_a_killed_worker_s_trial_is_run_again_and_no_other_is(tmp_path: Path) -> None:
     long = with_field(LINEAR, "budget", Budget(steps=300, evaluations=3))
     asked = study(4, {"optim.lr": (1e-4, 1e-1, "log")}, arms={"ldn": long, "linear": LINEAR})
